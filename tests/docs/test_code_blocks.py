@@ -1,4 +1,5 @@
-"""Every code block of the README and the tutorials is run, in order, in an empty folder.
+"""Every code block of the README and the tutorials is run, in order, in a folder that holds only
+`scenarios/`, as a reader in the project's folder has it.
 
 ``python`` blocks of a page share one namespace, ``sh`` blocks run under ``bash -e``. A ``text`` block right after a
 ``python`` block is its exact output. The README's first two ``sh`` blocks set up a machine; ``.ci/run`` runs those.
@@ -6,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -66,8 +68,7 @@ def blocks_of(text: str) -> list[Block]:
 
 def run_blocks(blocks: list[Block], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the blocks of a page in ``folder`` with this interpreter's ``fedsec`` first on the path."""
-    import json
-
+    (folder / "scenarios").symlink_to(ROOT / "scenarios")
     (folder / "driver.py").write_text(DRIVER)
     (folder / "blocks.json").write_text(json.dumps([(b.line, b.language, b.source) for b in blocks]))
     programs = Path(sys.executable).parent
