@@ -1,0 +1,19 @@
+"""Experiments as data: frozen dataclasses from TOML, with overrides and exact error texts."""
+
+from fedsec.scenario.scenario import (
+    AggregationSettings,
+    HospitalSettings,
+    Scenario,
+    ServingSettings,
+    StrategySettings,
+    TrainingSettings,
+)
+
+__all__ = [
+    "AggregationSettings",
+    "HospitalSettings",
+    "Scenario",
+    "ServingSettings",
+    "StrategySettings",
+    "TrainingSettings",
+]

@@ -1,0 +1,289 @@
+"""A scenario: everything that decides an experiment, with defaults, units and reasons.
+
+A file has one section for each dataclass here::
+
+    name = "ten-equal-hospitals"
+
+    [hospitals]
+    count = 10
+
+    [training]
+    rounds = 8
+
+Every key may be left out, every key may be overridden (``--set training.rounds=3``), and an unknown
+key is an error that names the nearest known one. The resolved scenario is stored beside its results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from fedsec.errors import ScenarioError
+from fedsec.scenario import toml
+
+FILE_NAME = "scenario.toml"
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HospitalSettings:
+    """Who holds the data, how unequal they are, and how often they vanish."""
+
+    count: Annotated[int, msgspec.Meta(ge=2, le=1000)] = 10
+    """Hospitals in the population; all are asked in every round."""
+
+    partition: Literal["equal", "dirichlet"] = "equal"
+    """``equal``: the same number of random images each. ``dirichlet``: skewed label by label."""
+
+    alpha: PositiveFloat = 0.3
+    """Concentration of the Dirichlet split: small is skewed. Not used by ``equal``."""
+
+    dropped_each_round: Count = 0
+    """Hospitals, drawn anew in every round, that vanish before they upload."""
+
+    examples: Annotated[int, msgspec.Meta(ge=2, le=60_000)] = 60_000
+    """Training images shared out over all hospitals: the first so many of MNIST."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSettings:
+    """What one hospital does in one round, and how many rounds there are."""
+
+    model: Literal["short-conv"] = "short-conv"
+    """The network's name in ``fedsec.learning.models``."""
+
+    rounds: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 6
+    """Federated rounds; six reach 96 % with ten equal hospitals."""
+
+    local_epochs: Positive = 1
+    """Passes over its own data that a hospital makes in one round."""
+
+    batch_size: Positive = 32
+    """Images in one step of gradient descent."""
+
+    learning_rate: PositiveFloat = 5e-3
+    """Of Adam, whose state starts anew in every round."""
+
+    test_examples: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10_000
+    """Test images on which the averaged model is measured after each round."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategySettings:
+    """Flower's strategy, which sees averages only."""
+
+    name: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
+    """Flower's class around which the secure aggregation is wrapped."""
+
+    server_learning_rate: PositiveFloat = 1.0
+    """Step along the averaged update; ``fedavg`` always takes the whole step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregationSettings:
+    """How updates are summed in shares, and the limits that each hospital pins."""
+
+    aggregators: Annotated[int, msgspec.Meta(ge=3, le=7)] = 3
+    """Parties that sum; the first three also compute predictions, so at least three run."""
+
+    minimum_cohort: Annotated[int, msgspec.Meta(ge=2)] = 3
+    """Fewest updates in a sum; with fewer the round ends without an average."""
+
+    clip: PositiveFloat = 2.0
+    """Largest change of one parameter in one round; a public constant, never taken from data."""
+
+    ring_bits: Literal[32, 64] = 32
+    """Bits of one ring element in an upload: 32 bits cost what plain float32 costs."""
+
+    upload_seconds: PositiveFloat = 120.0
+    """Time from the announcement until uploads close."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingSettings:
+    """How the final model is held and asked in shares."""
+
+    fraction_bits: Annotated[int, msgspec.Meta(ge=8, le=16)] = 16
+    """Of weights and images in the 64-bit ring."""
+
+    test_index: tuple[Annotated[int, msgspec.Meta(ge=0, lt=10_000)], ...] = (0, 1, 2)
+    """Test images of which the demo asks a private prediction."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One experiment, complete: with the same scenario and seed the same data go to the same hospitals."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")] = "scenario"
+    """Lower-case letters, digits and hyphens; part of the run folder's name."""
+
+    seed: Count = 1
+    """Of the public choices: partition, batches, who drops. Never of anything secret."""
+
+    hospitals: HospitalSettings = field(default_factory=HospitalSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    strategy: StrategySettings = field(default_factory=StrategySettings)
+    aggregation: AggregationSettings = field(default_factory=AggregationSettings)
+    serving: ServingSettings = field(default_factory=ServingSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse settings that are fine alone and impossible together."""
+        hospitals, aggregation = self.hospitals, self.aggregation
+        left = hospitals.count - hospitals.dropped_each_round
+        if left < aggregation.minimum_cohort:
+            raise ScenarioError(
+                f"of hospitals.count = {hospitals.count} hospitals {hospitals.dropped_each_round} drop each"
+                f" round and {max(left, 0)} are left, fewer than aggregation.minimum_cohort ="
+                f" {aggregation.minimum_cohort}: no round could end with an average"
+            )
+        if hospitals.examples < hospitals.count:
+            raise ScenarioError(
+                f"hospitals.examples = {hospitals.examples} images cannot be shared out over"
+                f" hospitals.count = {hospitals.count} hospitals: each needs at least one"
+            )
+
+    @classmethod
+    def load(cls, path: Path | str, overrides: Iterable[str] = ()) -> Scenario:
+        """Read a scenario from a TOML file, or from ``scenario.toml`` in a folder.
+
+        Args:
+            path: The file or its folder.
+            overrides: Texts ``section.key=value``, later ones win.
+
+        Raises:
+            ScenarioError: If the file is missing or does not fit; the text names the key, what was
+                expected and, for an unknown key, the nearest known one.
+        """
+        file = Path(path)
+        if file.is_dir():
+            file /= FILE_NAME
+        values = toml.read(file)
+        if "name" not in values:
+            values["name"] = file.resolve().parent.name
+        return cls.from_values(values, overrides, origin=str(file))
+
+    @classmethod
+    def from_values(
+        cls, values: Mapping[str, Any], overrides: Iterable[str] = (), *, origin: str = "scenario"
+    ) -> Scenario:
+        """Build a scenario from nested mappings as TOML gives them.
+
+        Args:
+            values: Sections by name; not changed.
+            overrides: Texts ``section.key=value``.
+            origin: What error texts call the source.
+
+        Raises:
+            ScenarioError: As in ``load``.
+        """
+        _check_keys(cls, values, (), origin)
+        merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+        for override in overrides:
+            _apply(override, merged)
+        try:
+            return msgspec.convert(merged, cls)
+        except msgspec.ValidationError as error:
+            raise ScenarioError(f"{origin}: {_readable(str(error))}") from error
+
+    def override(self, *overrides: str) -> Scenario:
+        """Return a copy with ``section.key=value`` texts applied.
+
+        Raises:
+            ScenarioError: If a key is unknown or a value does not fit.
+        """
+        return self.from_values(self.values(), overrides, origin=self.name)
+
+    def values(self) -> dict[str, Any]:
+        """Return every key and value, nested as in a file."""
+        return dataclasses.asdict(self)
+
+    def to_toml(self) -> str:
+        """Return the resolved scenario as TOML text; ``load`` reads the same scenario back."""
+        return toml.write(self.values())
+
+
+def _apply(override: str, values: dict[str, Any]) -> None:
+    name, equals, text = override.partition("=")
+    keys = tuple(part.strip() for part in name.split("."))
+    if not equals or not all(keys):
+        raise ScenarioError(f"expected section.key=value, for example training.rounds=3, got {override!r}")
+    value = toml.parse_value(text.strip())
+    nested: Any = value
+    for key in reversed(keys):
+        nested = {key: nested}
+    _check_keys(Scenario, nested, (), "--set")
+    section = values
+    for key in keys[:-1]:
+        section = section.setdefault(key, {})
+    section[keys[-1]] = value
+
+
+def _check_keys(cls: type, values: Mapping[str, Any], path: tuple[str, ...], origin: str) -> None:
+    """Refuse a key that the dataclass does not have, at any depth, naming the nearest one."""
+    hints = typing.get_type_hints(cls)
+    for key, value in values.items():
+        if key not in hints:
+            raise ScenarioError(f"{origin}: {_unknown((*path, key))}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise ScenarioError(
+                    f"{origin}: [{key}] is a section, got a plain value: write {key}.KEY=value"
+                )
+            _check_keys(typing.cast(type, hints[key]), value, (*path, key), origin)
+
+
+def _unknown(path: tuple[str, ...]) -> str:
+    known = [".".join(name) for name in _known_keys(Scenario)]
+    wanted = ".".join(path)
+    # The last part alone finds a key that was put into the wrong section.
+    by_last = {name.rpartition(".")[2]: name for name in known}
+    near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
+    near = near or [by_last[last] for last in difflib.get_close_matches(path[-1], by_last, n=1, cutoff=0.6)]
+    hint = f"did you mean {near[0]!r}?" if near else f"known sections: {', '.join(_sections())}"
+    return f"unknown key {wanted!r}; {hint}"
+
+
+def _known_keys(cls: type, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    keys: list[tuple[str, ...]] = []
+    for name, hint in typing.get_type_hints(cls).items():
+        nested = dataclasses.is_dataclass(hint)
+        keys += _known_keys(typing.cast(type, hint), (*path, name)) if nested else [(*path, name)]
+    return keys
+
+
+def _sections() -> list[str]:
+    return [item.name for item in dataclasses.fields(Scenario) if not isinstance(item.default, str | int)]
+
+
+def _readable(text: str) -> str:
+    """Turn msgspec's ``Expected `int` >= 1 - at `$.hospitals.count` `` around: the key comes first."""
+    what, at, where = text.partition(" - at `$.")
+    if not at:
+        return what[:1].lower() + what[1:]
+    key = where.rstrip("`")
+    allowed = _choices(key.split("[")[0].split("."))
+    what = f"expected {allowed}" if allowed else what[:1].lower() + what[1:]
+    return f"{key}: {what}"
+
+
+def _choices(path: Sequence[str]) -> str:
+    """Return the values that a ``Literal`` key may take, as text; empty for any other key."""
+    hint: Any = Scenario
+    for key in path:
+        hint = typing.get_type_hints(hint)[key]
+    return (
+        " or ".join(repr(value) for value in typing.get_args(hint))
+        if typing.get_origin(hint) is Literal
+        else ""
+    )
