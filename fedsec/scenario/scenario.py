@@ -33,7 +33,7 @@ FILE_NAME = "scenario.toml"
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
-PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +51,6 @@ class HospitalSettings:
 
     dropped_each_round: Count = 0
     """Hospitals, drawn anew in every round, that vanish before they upload."""
-
-    examples: Annotated[int, msgspec.Meta(ge=2, le=60_000)] = 60_000
-    """Training images shared out over all hospitals: the first so many of MNIST."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +71,9 @@ class TrainingSettings:
 
     learning_rate: PositiveFloat = 5e-3
     """Of Adam, whose state starts anew in every round."""
+
+    examples: Annotated[int, msgspec.Meta(ge=2, le=60_000)] = 60_000
+    """Training images shared out over all hospitals: the first so many of MNIST."""
 
     test_examples: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10_000
     """Test images on which the averaged model is measured after each round."""
@@ -147,9 +147,9 @@ class Scenario:
                 f" round and {max(left, 0)} are left, fewer than aggregation.minimum_cohort ="
                 f" {aggregation.minimum_cohort}: no round could end with an average"
             )
-        if hospitals.examples < hospitals.count:
+        if self.training.examples < hospitals.count:
             raise ScenarioError(
-                f"hospitals.examples = {hospitals.examples} images cannot be shared out over"
+                f"training.examples = {self.training.examples} images cannot be shared out over"
                 f" hospitals.count = {hospitals.count} hospitals: each needs at least one"
             )
 
@@ -235,11 +235,13 @@ def _check_keys(cls: type, values: Mapping[str, Any], path: tuple[str, ...], ori
     for key, value in values.items():
         if key not in hints:
             raise ScenarioError(f"{origin}: {_unknown((*path, key))}")
-        if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(value, Mapping):
-                raise ScenarioError(
-                    f"{origin}: [{key}] is a section, got a plain value: write {key}.KEY=value"
-                )
+        section = dataclasses.is_dataclass(hints[key])
+        if section and not isinstance(value, Mapping):
+            raise ScenarioError(f"{origin}: [{key}] is a section, got a plain value: use {key}.KEY=value")
+        if not section and isinstance(value, Mapping):
+            name = ".".join((*path, key))
+            raise ScenarioError(f"{origin}: {name} is one value, got a section: use {name}=value")
+        if section:
             _check_keys(typing.cast(type, hints[key]), value, (*path, key), origin)
 
 
@@ -248,8 +250,8 @@ def _unknown(path: tuple[str, ...]) -> str:
     wanted = ".".join(path)
     # The last part alone finds a key that was put into the wrong section.
     by_last = {name.rpartition(".")[2]: name for name in known}
-    near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
-    near = near or [by_last[last] for last in difflib.get_close_matches(path[-1], by_last, n=1, cutoff=0.6)]
+    near = [by_last[path[-1]]] if path[-1] in by_last else difflib.get_close_matches(wanted, known, n=1)
+    near = near or [by_last[last] for last in difflib.get_close_matches(path[-1], by_last, n=1)]
     hint = f"did you mean {near[0]!r}?" if near else f"known sections: {', '.join(_sections())}"
     return f"unknown key {wanted!r}; {hint}"
 

@@ -1,0 +1,37 @@
+"""``fedsec demo``: the whole path on real MNIST, in about a minute and a half on two cores."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fedsec.cli.output import print_json, reporter
+from fedsec.lab.demo import demo_scenario, run_demo
+from fedsec.lab.report import print_result
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--rounds", type=int, metavar="N", help="federated rounds")
+    parser.add_argument("--examples", type=int, metavar="N", help="training images in all, 60000 by default")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object at the end and nothing else"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the demo and print its table."""
+    overrides = []
+    if options.rounds is not None:
+        overrides.append(f"training.rounds={options.rounds}")
+    if options.examples is not None:
+        overrides.append(f"training.examples={options.examples}")
+    scenario = demo_scenario().override(*overrides)
+    with reporter(silent=options.json) as progress:
+        summary = run_demo(scenario, runs=options.runs, reporter=progress)
+    if options.json:
+        print_json(summary)
+    else:
+        print_result(summary)
+    return 0

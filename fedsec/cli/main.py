@@ -1,0 +1,101 @@
+"""The ``fedsec`` command: find the sub-command, run it, turn what happens into an exit code.
+
+Exit codes: 0 done; 2 to 9 an error of ours, as drawn in ``fedsec.errors``; 130 interrupted with Ctrl-C;
+143 terminated. An error is one line on standard error, never a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+from fedsec import __version__
+from fedsec.errors import FedsecError
+
+COMMANDS = {
+    "demo": "train over ten hospitals, average in shares, predict in shares: the whole path on MNIST",
+    "run": "run a scenario from a folder or TOML file",
+    "serve": "serve a run's model, or a Keras model, in shares",
+    "predict": "ask for private predictions",
+    "party": "run one party, as on a host of its own",
+    "keys": "make authorities, identities, cluster files and trust files",
+}
+INTERRUPTED = 128 + signal.SIGINT
+
+
+class _Stopped(BaseException):
+    """A signal asked the process to end; like KeyboardInterrupt no ``except Exception`` stops it."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except FedsecError as error:
+        print(f"fedsec: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except (_Stopped, KeyboardInterrupt) as stop:
+        print("fedsec: stopped by a signal; whatever it had started is stopped too", file=sys.stderr)
+        return stop.exit_code if isinstance(stop, _Stopped) else INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has gone; Python must not try to flush it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    parser = _parser(arguments)
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        code = 0
+    else:
+        _stop_on_signals()
+        code = int(options.run(options))
+    sys.stdout.flush()
+    return code
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Build the parser; only the module of the command that is asked for is loaded."""
+    parser = argparse.ArgumentParser(
+        prog="fedsec", description="Federated learning with secure aggregation, and private prediction."
+    )
+    parser.add_argument("--version", action="version", version=f"fedsec {__version__}")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        if name in arguments[:1]:
+            module = importlib.import_module(f"fedsec.cli.{name}")
+            module.configure(command)
+            command.set_defaults(command=name, run=module.run)
+    return parser
+
+
+def _stop_on_signals() -> None:
+    """Let SIGINT and SIGTERM unwind the stack, so that every context manager stops what it started."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        # Stopping takes seconds at most; a second signal must not break it off half-way.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise _Stopped(128 + number)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)

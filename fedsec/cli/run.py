@@ -1,0 +1,42 @@
+"""``fedsec run``: a scenario from TOML."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fedsec.cli.output import print_json, reporter
+from fedsec.lab.report import print_result
+from fedsec.lab.run import run_scenario
+from fedsec.scenario import Scenario
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "scenario", type=Path, metavar="SCENARIO", help="a folder with scenario.toml, or a TOML file"
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override one value, e.g. training.rounds=3; may be repeated",
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object at the end and nothing else"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the scenario and print its table."""
+    scenario = Scenario.load(options.scenario, options.overrides)
+    with reporter(silent=options.json) as progress:
+        result = run_scenario(scenario, runs=options.runs, reporter=progress)
+    if options.json:
+        print_json(result.summary())
+    else:
+        print_result(result.summary())
+    return 0

@@ -1,0 +1,49 @@
+"""``fedsec serve``: hold a model in shares and answer private predictions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fedsec.errors import UsageError
+from fedsec.lab.serving import ServeTarget, serve_at, serve_here
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "model", type=Path, metavar="RUN|MODEL", help="a run's folder, or a .keras or .h5 file"
+    )
+    parser.add_argument(
+        "--num-requests", type=int, metavar="N", help="images to answer, then end; without it, until Ctrl-C"
+    )
+    parser.add_argument(
+        "--ports",
+        type=int,
+        nargs="+",
+        metavar="PORT",
+        help="ports of the parties on this machine; free ones by default",
+    )
+    parser.add_argument("--cluster", type=Path, metavar="FILE", help="use parties that already run elsewhere")
+    parser.add_argument("--identity", type=Path, metavar="FILE", help="the owner's identity, with --cluster")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until the requests are answered or a signal comes."""
+    if options.num_requests is not None and options.num_requests < 1:
+        raise UsageError(f"--num-requests: expected at least 1 image, got {options.num_requests}")
+    if (options.cluster is None) != (options.identity is None):
+        raise UsageError("--cluster and --identity belong together: the parties, and who the owner is")
+    target = ServeTarget.find(options.model)
+    if options.cluster is not None:
+        if options.ports:
+            raise UsageError("--ports is for parties started here; with --cluster they already run")
+        answered = serve_at(target, options.cluster, options.identity, options.num_requests, say=_say)
+    else:
+        answered = serve_here(target, options.num_requests, ports=options.ports, say=_say)
+    _say(f"answered {answered} image(s); the service has ended")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

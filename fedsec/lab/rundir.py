@@ -1,0 +1,167 @@
+"""The folder of one run: everything an experiment made, and nothing outside of it.
+
+::
+
+    runs/20250131-120000-demo/
+        scenario.toml     resolved: every key with the value that was used
+        metrics.jsonl     one JSON object a line: a round, a phase, the traffic, a prediction
+        summary.json      what the final table shows
+        model.keras       the averaged model, plain Keras
+        plan.json         the network as the computing parties know it: public
+        weights.npz       its weights as float64: the owner's secret
+        cluster.toml      where the parties are, and the pinned keys
+        keys/             of this run's local parties, hospitals, server, owner and user: mode 0700
+        logs/             one file a process
+
+All keys of all roles in one folder are right for an experiment on one machine and for nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsec.errors import StateError, UsageError
+from fedsec.scenario import Scenario
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where the files of one run are.
+
+    Attributes:
+        path: The folder, absolute.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, runs: Path, scenario: Scenario) -> RunFolder:
+        """Make a new folder under ``runs``, named by time and scenario, and store the scenario in it.
+
+        Raises:
+            StateError: If the folder cannot be written.
+        """
+        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{scenario.name}"
+        try:
+            folder = cls(_make_new(runs.resolve(), stem))
+            folder.logs.mkdir()
+            folder.scenario.write_text(scenario.to_toml(), encoding="utf-8")
+        except OSError as error:
+            raise StateError(
+                f"cannot make a run folder in {runs}: {error.strerror}; choose another --runs"
+            ) from error
+        _point_latest_at(folder.path)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        """Return the folder of an earlier run.
+
+        Raises:
+            UsageError: If there is no run in ``path``; the text says what is missing.
+        """
+        folder = cls(Path(path).resolve())
+        if not folder.path.is_dir():
+            raise UsageError(f"expected the folder of a run, such as runs/{LATEST}; {path} is no folder")
+        if not folder.scenario.is_file():
+            raise UsageError(f"{path} is not the folder of a run: it has no {folder.scenario.name}")
+        return folder
+
+    @property
+    def name(self) -> str:
+        """The run's id."""
+        return self.path.name
+
+    @property
+    def scenario(self) -> Path:
+        """The resolved scenario."""
+        return self.path / "scenario.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """Measurements, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """The final table as one JSON object."""
+        return self.path / "summary.json"
+
+    @property
+    def model(self) -> Path:
+        """The averaged Keras model."""
+        return self.path / "model.keras"
+
+    @property
+    def plan(self) -> Path:
+        """The public plan of the network."""
+        return self.path / "plan.json"
+
+    @property
+    def weights(self) -> Path:
+        """The weights that belong to the plan."""
+        return self.path / "weights.npz"
+
+    @property
+    def cluster(self) -> Path:
+        """The cluster file."""
+        return self.path / "cluster.toml"
+
+    @property
+    def logs(self) -> Path:
+        """One log file a process."""
+        return self.path / "logs"
+
+    def append(self, event: str, values: Mapping[str, Any]) -> None:
+        """Add one line to the metrics.
+
+        Args:
+            event: What the line is about: ``round``, ``traffic``, ``prediction``, ``phase``.
+            values: Plain numbers, texts, lists and mappings.
+
+        Raises:
+            StateError: If the file cannot be written.
+        """
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"event": event, **values}) + "\n")
+        except OSError as error:
+            raise StateError(f"cannot write {self.metrics}: {error.strerror}") from error
+
+    def read_metrics(self, event: str) -> list[dict[str, Any]]:
+        """Return the metrics lines of one kind, in order."""
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        return [entry for entry in map(json.loads, lines) if entry["event"] == event]
+
+
+def _make_new(runs: Path, stem: str) -> Path:
+    """Make a folder that did not exist; two runs started in one second get two folders."""
+    runs.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, 1000):
+        path = runs / (stem if attempt == 1 else f"{stem}-{attempt}")
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        return path
+    raise StateError(f"{runs} already has 999 runs named {stem}")
+
+
+def _point_latest_at(path: Path) -> None:
+    """Let ``runs/latest`` lead to the newest run; where links are not possible, do without."""
+    link, fresh = path.parent / LATEST, path.parent / f".{LATEST}-{os.getpid()}"
+    if link.exists() and not link.is_symlink():
+        return
+    try:
+        fresh.symlink_to(path.name)
+        fresh.replace(link)
+    except OSError:
+        fresh.unlink(missing_ok=True)

@@ -1,0 +1,129 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsec.errors import ScenarioError
+from fedsec.scenario import Scenario, toml
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "scenario.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_an_empty_file_is_the_defaults_named_after_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "my-study"
+    folder.mkdir()
+    write(folder, "")
+
+    scenario = Scenario.load(folder)
+
+    assert scenario == Scenario(name="my-study")
+    assert scenario.hospitals.count == 10
+    assert scenario.training.learning_rate == 5e-3
+
+
+def test_file_values_and_overrides_later_ones_win(tmp_path: Path) -> None:
+    path = write(tmp_path, 'name = "a"\n[training]\nrounds = 8\nlearning_rate = 1e-3\n')
+
+    scenario = Scenario.load(
+        path,
+        ["training.rounds=3", " hospitals.count = 100", "hospitals.partition=dirichlet", "training.rounds=4"],
+    )
+
+    assert (scenario.training.rounds, scenario.training.learning_rate) == (4, 1e-3)
+    assert (scenario.hospitals.count, scenario.hospitals.partition) == (100, "dirichlet")
+
+
+def test_the_resolved_scenario_reads_back_the_same() -> None:
+    scenario = Scenario().override("hospitals.alpha=0.1", "serving.test_index=[5, 7]", "aggregation.clip=1")
+
+    assert Scenario.from_values(tomllib.loads(scenario.to_toml())) == scenario
+    assert scenario.serving.test_index == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("training.round=3", "unknown key 'training.round'; did you mean 'training.rounds'?"),
+        ("hospitals.rounds=3", "did you mean 'training.rounds'?"),
+        ("rounds=3", "did you mean 'training.rounds'?"),
+        ("nothing.like=3", "known sections: hospitals, training, strategy, aggregation, serving"),
+        ("training=3", "[training] is a section"),
+        ("training.rounds.deep=3", "training.rounds is one value, got a section"),
+        ("training.rounds", "expected section.key=value"),
+        (".rounds=3", "expected section.key=value"),
+        ("hospitals.count=1", "hospitals.count: expected `int` >= 2"),
+        ("hospitals.count=ten", "hospitals.count: expected `int`, got `str`"),
+        ("hospitals.count=true", "hospitals.count: expected `int`, got `bool`"),
+        ("hospitals.alpha=-1", "hospitals.alpha: expected `float` > 0.0"),
+        ("hospitals.partition=sorted", "hospitals.partition: expected 'equal' or 'dirichlet'"),
+        ("aggregation.ring_bits=31", "aggregation.ring_bits: expected 32 or 64"),
+        ("aggregation.aggregators=2", "aggregation.aggregators: expected `int` >= 3"),
+        ("name=A B", "name: expected `str` matching regex"),
+        ("hospitals.dropped_each_round=8", "fewer than aggregation.minimum_cohort"),
+        ("training.examples=9", "cannot be shared out"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(override: str, text: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        Scenario().override(override)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("key", ["hospitals.alpha", "aggregation.clip", "training.learning_rate"])
+def test_no_setting_is_nan_or_infinite(key: str, value: str) -> None:
+    with pytest.raises(ScenarioError, match=key):
+        Scenario().override(f"{key}={value}")
+
+
+def test_a_section_in_the_file_must_be_one(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match=r"\[hospitals\] is a section"):
+        Scenario.load(write(tmp_path, "hospitals = 3\n"))
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match=r"cannot read the scenario .*No such file"):
+        Scenario.load(tmp_path / "missing.toml")
+    with pytest.raises(ScenarioError, match=r"not valid TOML.*line 1"):
+        Scenario.load(write(tmp_path, "[training\n"))
+    (tmp_path / "scenario.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ScenarioError, match="not UTF-8"):
+        Scenario.load(tmp_path)
+
+
+PLAIN = st.one_of(
+    st.booleans(),
+    st.integers(min_value=-(2**63), max_value=2**63 - 1),
+    st.floats(allow_nan=False),
+    st.text(st.characters(exclude_categories=["Cs"])),
+)
+KEYS = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(KEYS, st.one_of(PLAIN, st.lists(PLAIN), st.dictionaries(KEYS, PLAIN))))
+def test_written_toml_reads_back_unchanged(values: dict[str, object]) -> None:
+    assert tomllib.loads(toml.write(values)) == values
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("3.5", 3.5),
+        ("true", True),
+        ("[0, 1]", [0, 1]),
+        ('"quoted"', "quoted"),
+        ("fedavg", "fedavg"),
+        ("", ""),
+        ("1\nother = 2", "1\nother = 2"),
+    ],
+)
+def test_override_values_are_toml_or_bare_words(text: str, value: object) -> None:
+    assert toml.parse_value(text) == value
