@@ -1,0 +1,278 @@
+"""Every message of the aggregation. ``docs/reference/wire-format.md`` describes the same for other programs.
+
+What is signed travels as bytes (``payload``) beside its signature, so that a signature is always checked over
+the bytes that came and never over a second encoding of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Buffer, Iterable
+from typing import TypeVar
+
+import msgspec
+
+from fedsec.aggregation.announcement import RoundId
+from fedsec.aggregation.signing import (
+    DIGEST_BYTES,
+    SIGNATURE_BYTES,
+    Signer,
+    check_signature,
+    digest_stream,
+    sign,
+)
+from fedsec.errors import ProtocolError
+
+UPLOAD_ID_BYTES = 16
+NONCE_BYTES = 32
+HEADER_VERSION = 1
+MOST_HEADER_BYTES = 1 << 16
+
+
+class _Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of what is signed or nested: positional, no unknown fields."""
+
+
+class Signed(_Part, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Bytes with the Ed25519 signature of whoever the surrounding message names."""
+
+    payload: bytes
+    signature: bytes
+
+
+class UploadHeader(_Part, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a hospital signs: the same header goes to every aggregator.
+
+    ``digests[j]`` is the blinded digest of the part of ``recipients[j]``; ``proof`` is empty until there are
+    validity proofs.
+    """
+
+    version: int
+    round: RoundId
+    announcement: bytes
+    upload_id: bytes
+    hospital: str
+    recipients: tuple[str, ...]
+    digests: tuple[bytes, ...]
+    encoding_version: int
+    proof: bytes = b""
+
+
+class ListEntry(_Part, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One complete upload in an aggregator's list, with its share of the checksum difference <rho, x> - t."""
+
+    hospital: str
+    upload_id: bytes
+    header_digest: bytes
+    checksum: int
+
+
+class ChainHead(_Part, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """How far an aggregator's durable history has come; a peer that is behind what was seen is refused."""
+
+    counter: int
+    head: bytes
+
+
+class ListStatement(_Part, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Agreement step 1, signed by an aggregator: the uploads it holds complete, sorted by hospital."""
+
+    round: RoundId
+    announcement: bytes
+    aggregator: str
+    entries: tuple[ListEntry, ...]
+    chain: ChainHead
+
+
+class SetStatement(_Part, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Agreement step 2, signed by an aggregator: the included set and the commitment to its sum share."""
+
+    round: RoundId
+    announcement: bytes
+    aggregator: str
+    included: int
+    root: bytes
+    commitment: bytes
+    chain: ChainHead
+
+
+class IncludedUpload(_Part, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One leaf of the included set."""
+
+    hospital: str
+    upload_id: bytes
+    header_digest: bytes
+
+
+class ExcludedUpload(_Part, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A hospital of the roster that is not in the sum, and why: "missing", "incomplete" or "inconsistent"."""
+
+    hospital: str
+    reason: str
+
+
+# Requests and replies. Each has a tag; the transport routes by it.
+
+
+class Announce(msgspec.Struct, frozen=True, tag="announce", forbid_unknown_fields=True):
+    """Server to aggregator: a round begins."""
+
+    announcement: Signed
+
+
+class Announced(msgspec.Struct, frozen=True, tag="announced", forbid_unknown_fields=True):
+    """Reply: the aggregator takes uploads over this announcement digest."""
+
+    digest: bytes
+
+
+class Upload(msgspec.Struct, frozen=True, tag="upload", forbid_unknown_fields=True):
+    """Hospital to aggregator. The body is nonce (32 bytes) || vector (little-endian) or seed (32 bytes)."""
+
+    header: Signed
+
+
+class Stored(msgspec.Struct, frozen=True, tag="stored", forbid_unknown_fields=True):
+    """Reply: the part is on disk. The signature covers (round, upload id, header digest, aggregator)."""
+
+    aggregator: str
+    signature: bytes
+
+
+class CloseUploads(msgspec.Struct, frozen=True, tag="close_uploads", forbid_unknown_fields=True):
+    """Server to aggregator: no more uploads are awaited. Speeds up what the deadline does anyway."""
+
+    round: RoundId
+
+
+class UploadList(msgspec.Struct, frozen=True, tag="upload_list", forbid_unknown_fields=True):
+    """Aggregator to aggregator: a signed :class:`ListStatement`."""
+
+    statement: Signed
+
+
+class SetSignature(msgspec.Struct, frozen=True, tag="set_signature", forbid_unknown_fields=True):
+    """Aggregator to aggregator: a signed :class:`SetStatement`."""
+
+    statement: Signed
+
+
+class Hello(msgspec.Struct, frozen=True, tag="aggregator_hello", forbid_unknown_fields=True):
+    """Aggregator to aggregator at start: its signed :class:`ChainHead`."""
+
+    aggregator: str
+    chain: Signed
+
+
+class Received(msgspec.Struct, frozen=True, tag="received", forbid_unknown_fields=True):
+    """Reply: taken, and durable where it has to be."""
+
+
+class CollectSum(msgspec.Struct, frozen=True, tag="collect_sum", forbid_unknown_fields=True):
+    """Server to aggregator: asks for the sum share of an agreed round."""
+
+    round: RoundId
+
+
+class SumShare(msgspec.Struct, frozen=True, tag="sum_share", forbid_unknown_fields=True):
+    """Reply. When ``ready``, the body is nonce (32 bytes) || sum share; otherwise ask again.
+
+    ``statements`` are the set statements of all aggregators in the announcement's order.
+    """
+
+    ready: bool
+    statements: tuple[Signed, ...] = ()
+    included: tuple[IncludedUpload, ...] = ()
+    excluded: tuple[ExcludedUpload, ...] = ()
+
+
+class FinishRound(msgspec.Struct, frozen=True, tag="finish_round", forbid_unknown_fields=True):
+    """Server to aggregator: the outcome is known, erase the sum share."""
+
+    round: RoundId
+
+
+class GetReceipt(msgspec.Struct, frozen=True, tag="get_receipt", forbid_unknown_fields=True):
+    """Hospital to aggregator: asks whether its upload is in the included set."""
+
+    round: RoundId
+    upload_id: bytes
+
+
+class Receipt(msgspec.Struct, frozen=True, tag="receipt", forbid_unknown_fields=True):
+    """Reply. ``status``: "pending", "included", "excluded" or "aborted"; proof only for "included"."""
+
+    status: str
+    reason: str = ""
+    index: int = 0
+    path: tuple[bytes, ...] = ()
+    statements: tuple[Signed, ...] = ()
+
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+LABELS: dict[type[msgspec.Struct], str] = {
+    UploadHeader: "upload header",
+    ListStatement: "upload list",
+    SetStatement: "included set",
+    ChainHead: "chain head",
+}
+STORED_LABEL = "stored"
+
+
+def seal(signer: Signer, statement: msgspec.Struct) -> Signed:
+    """Encode and sign a statement under the label of its type."""
+    payload = msgspec.msgpack.encode(statement)
+    return Signed(payload, sign(signer, LABELS[type(statement)], payload))
+
+
+def unseal(message: Signed, kind: type[_T], public_key: bytes) -> _T:
+    """Check the signature of a statement and decode it.
+
+    Raises:
+        TrustError: The signature is not that of the key.
+        ProtocolError: The bytes are no such statement.
+    """
+    check_signature(public_key, LABELS[kind], message.payload, message.signature)
+    return read(message, kind)
+
+
+def read(message: Signed, kind: type[_T]) -> _T:
+    """Decode a statement without checking its signature, e.g. to learn whose key to check it with.
+
+    Raises:
+        ProtocolError: The bytes are no such statement.
+    """
+    if len(message.signature) != SIGNATURE_BYTES:
+        raise ProtocolError(f"a signature has {SIGNATURE_BYTES} bytes, got {len(message.signature)}")
+    try:
+        return msgspec.msgpack.decode(message.payload, type=kind)
+    except msgspec.MsgspecError:
+        raise ProtocolError(f"the signed bytes are no {kind.__name__} of this version") from None
+
+
+def header_digest(payload: bytes) -> bytes:
+    """Return the digest that stands for a signed upload header in lists, receipts and leaves."""
+    return hashlib.sha256(b"fedsec/aggregation/1/upload header digest\0" + payload).digest()
+
+
+def part_digest(upload_id: bytes, recipient: str, chunks: Iterable[Buffer], size: int) -> bytes:
+    """Return the blinded digest of one part: over (label, upload id, recipient, nonce || body).
+
+    Args:
+        upload_id: The upload.
+        recipient: The aggregator the part is for.
+        chunks: nonce || body in pieces.
+        size: Bytes of nonce and body together.
+    """
+    return digest_stream("part", (upload_id, recipient.encode()), chunks, size)
+
+
+def stored_payload(round_id: RoundId, upload_id: bytes, header: bytes, aggregator: str) -> bytes:
+    """Return the bytes an acknowledgement signs; ``header`` is the header digest."""
+    return msgspec.msgpack.encode((round_id, upload_id, header, aggregator))
+
+
+def is_digest(value: bytes) -> bool:
+    """Tell whether a field has the size of a SHA-256 digest."""
+    return len(value) == DIGEST_BYTES

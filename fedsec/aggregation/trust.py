@@ -1,0 +1,261 @@
+"""The trust file of a hospital: the only place its trust comes from.
+
+It pins the aggregators, the Flower server and the roster of hospitals by public key, and sets limits. What
+arrives from a ServerApp can only select among these; :meth:`TrustFile.check` refuses anything else before
+training begins and before one byte of a share leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from fedsec.aggregation.announcement import (
+    SIGNATURE_LABEL,
+    Announcement,
+    ConfigValue,
+    array_digest,
+    decode_announcement,
+    encode_config,
+)
+from fedsec.aggregation.signing import PUBLIC_KEY_BYTES, check_signature
+from fedsec.errors import TrustError, UsageError
+from fedsec.transport import Endpoint, toml
+
+TRUST_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TrustLimits:
+    """What a hospital admits, whatever the server asks for.
+
+    Attributes:
+        fewest_aggregators: Fewest aggregators an update is split over.
+        minimum_cohort: Fewest hospitals in a sum; also what the announcement must promise.
+        reveal_to: Who may receive the average.
+        largest_weight: Largest aggregation weight, in examples.
+        largest_clip: Largest clip range of any array, in units of the update.
+        ring_bits: Word sizes accepted.
+    """
+
+    fewest_aggregators: int = 3
+    minimum_cohort: int = 3
+    reveal_to: tuple[str, ...] = ("server",)
+    largest_weight: int = 100_000
+    largest_clip: float = 16.0
+    ring_bits: tuple[int, ...] = (32,)
+
+
+@dataclass(frozen=True, slots=True)
+class TrustFile:
+    """One hospital's pinned keys and limits.
+
+    Attributes:
+        identity: The hospital's own key and certificate (PEM).
+        state: Folder of its durable state.
+        server: The Flower server's raw public key.
+        aggregators: Name, address and public key of each aggregator it may send shares to.
+        roster: Public key of each hospital by name, its own among them.
+        limits: What it admits.
+    """
+
+    identity: Path
+    state: Path
+    server: bytes
+    aggregators: tuple[Endpoint, ...]
+    roster: Mapping[str, bytes]
+    limits: TrustLimits = field(default_factory=TrustLimits)
+
+    def __post_init__(self) -> None:
+        keys = [endpoint.public_key for endpoint in self.aggregators] + [self.server, *self.roster.values()]
+        if any(len(key) != PUBLIC_KEY_BYTES for key in keys):
+            raise UsageError("a public key in the trust file has no 32 bytes")
+        if len(set(keys)) != len(keys):
+            raise UsageError("two participants in the trust file share one public key: each needs its own")
+        if len({endpoint.name for endpoint in self.aggregators}) != len(self.aggregators):
+            raise UsageError("two aggregators in the trust file have one name")
+
+    @classmethod
+    def load(cls, path: Path) -> TrustFile:
+        """Read a trust file; relative paths in it are relative to its folder.
+
+        Raises:
+            UsageError: The file cannot be read, a key is unknown, missing or has a wrong type.
+        """
+        path = Path(path)
+        table = toml.read(path)
+        keys = ("version", "identity", "state", "server", "limits", "aggregators", "roster")
+        toml.refuse_unknown(table, keys, str(path), required=keys)
+        if table["version"] != TRUST_VERSION:
+            raise UsageError(
+                f"{path}: version {table['version']!r}, this fedsec reads version {TRUST_VERSION}"
+            )
+        try:
+            return cls(
+                identity=path.parent / table["identity"],
+                state=path.parent / table["state"],
+                server=bytes.fromhex(table["server"]),
+                aggregators=tuple(_endpoint(entry, path) for entry in table["aggregators"]),
+                roster={str(name): bytes.fromhex(key) for name, key in table["roster"].items()},
+                limits=_limits(table["limits"], path),
+            )
+        except (TypeError, ValueError, AttributeError):
+            raise UsageError(f"{path}: a value has a wrong type; keys are hexadecimal strings") from None
+
+    def save(self, path: Path) -> None:
+        """Write the trust file, paths relative to its folder where they lie in it."""
+        path = Path(path)
+        limits = {one.name: getattr(self.limits, one.name) for one in fields(TrustLimits)}
+        aggregators = [
+            {"name": one.name, "host": one.host, "port": one.port, "public_key": one.public_key.hex()}
+            for one in self.aggregators
+        ]
+        table = {
+            "version": TRUST_VERSION,
+            "identity": _relative(self.identity, path.parent),
+            "state": _relative(self.state, path.parent),
+            "server": self.server.hex(),
+            "limits": limits,
+            "roster": {name: key.hex() for name, key in sorted(self.roster.items())},
+            "aggregators": aggregators,
+        }
+        toml.write(path, table)
+
+    def check(
+        self,
+        payload: bytes,
+        signature: bytes,
+        arrays: Sequence[npt.NDArray[Any]],
+        config: Mapping[str, ConfigValue],
+    ) -> Announcement:
+        """Check a signed announcement, and that it describes what arrived, against this file.
+
+        Args:
+            payload: The announcement's canonical bytes.
+            signature: The server's signature of them.
+            arrays: The model's arrays as they arrived, in order.
+            config: Every config key that the training code will see.
+
+        Returns:
+            The announcement, which now may be trusted as far as this file goes.
+
+        Raises:
+            TrustError: Names the first thing that differs. Nothing was sent.
+            ProtocolError: The bytes are no valid announcement.
+        """
+        check_signature(self.server, SIGNATURE_LABEL, payload, signature)
+        announcement = decode_announcement(payload)
+        self._check_participants(announcement)
+        self._check_limits(announcement)
+        check_contents(announcement, arrays, config)
+        return announcement
+
+    def _check_participants(self, announcement: Announcement) -> None:
+        pinned = {endpoint.name: endpoint.public_key for endpoint in self.aggregators}
+        for what, group, known in (
+            ("aggregator", announcement.aggregators, pinned),
+            ("hospital", announcement.roster, self.roster),
+        ):
+            for member in group:
+                if known.get(member.name) != member.public_key:
+                    how = "has another key than" if member.name in known else "is not in"
+                    raise TrustError(
+                        f"the announced {what} '{member.name}' {how} the trust file; nothing was sent"
+                    )
+        if announcement.recipient.public_key != self.server:
+            raise TrustError(
+                "the announced recipient of the average is not the pinned server; nothing was sent"
+            )
+
+    def _check_limits(self, announcement: Announcement) -> None:
+        limits, encoding = self.limits, announcement.encoding
+        clip = max([encoding.clip, *(spec.clip for spec in announcement.arrays)])
+        checks = (
+            (
+                len(announcement.aggregators) >= limits.fewest_aggregators,
+                "aggregators",
+                len(announcement.aggregators),
+            ),
+            (
+                announcement.minimum_cohort >= limits.minimum_cohort,
+                "minimum_cohort",
+                announcement.minimum_cohort,
+            ),
+            (announcement.reveal_to in limits.reveal_to, "reveal_to", announcement.reveal_to),
+            (encoding.largest_weight <= limits.largest_weight, "largest_weight", encoding.largest_weight),
+            (clip <= limits.largest_clip, "clip", clip),
+            (encoding.ring_bits in limits.ring_bits, "ring_bits", encoding.ring_bits),
+        )
+        for fits, name, value in checks:
+            if not fits:
+                text = f"the announcement asks for {name} = {value}, outside the limits of the trust file"
+                raise TrustError(f"{text}; nothing was sent")
+
+
+def check_contents(
+    announcement: Announcement, arrays: Sequence[npt.NDArray[Any]], config: Mapping[str, ConfigValue]
+) -> None:
+    """Check that arrays and config are those of the announcement.
+
+    Raises:
+        TrustError: Names the first array or config key that differs.
+    """
+    if len(arrays) != len(announcement.arrays):
+        raise TrustError(f"the announcement names {len(announcement.arrays)} arrays, {len(arrays)} arrived")
+    for spec, expected, array in zip(announcement.arrays, announcement.array_digests, arrays, strict=True):
+        if (array.dtype.name, array.shape) != (spec.dtype, spec.shape):
+            text = f"{array.dtype.name} {array.shape}, announced {spec.dtype} {spec.shape}"
+            raise TrustError(f"array '{spec.name}' arrived as {text}: the model is not the announced one")
+        if array_digest(array) != expected:
+            raise TrustError(
+                f"array '{spec.name}' differs from the announced one: the server sent another model"
+            )
+    try:
+        arrived = dict(encode_config(config))
+    except UsageError as error:
+        raise TrustError(f"the config cannot be the announced one: {error}") from None
+    announced = dict(announcement.config)
+    for key in sorted(announced.keys() | arrived.keys()):
+        if announced.get(key) != arrived.get(key):
+            raise TrustError(f"config key '{key}' differs from the announced one; nothing was sent")
+
+
+def _endpoint(entry: Mapping[str, Any], path: Path) -> Endpoint:
+    keys = ("name", "host", "port", "public_key")
+    toml.refuse_unknown(entry, keys, f"{path}: aggregators", required=keys)
+    return Endpoint(
+        name=str(entry["name"]),
+        host=str(entry["host"]),
+        port=int(entry["port"]),
+        public_key=bytes.fromhex(entry["public_key"]),
+    )
+
+
+def _limits(table: Mapping[str, Any], path: Path) -> TrustLimits:
+    known = {one.name: type(getattr(TrustLimits(), one.name)) for one in fields(TrustLimits)}
+    toml.refuse_unknown(table, known, f"{path}: limits")
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        kind = known[name]
+        if kind is tuple:
+            values[name] = tuple(value)
+        elif (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or (kind is int and not isinstance(value, int))
+        ):
+            raise UsageError(f"{path}: limits.{name} must be a number, not {value!r}")
+        else:
+            values[name] = kind(value)
+    return TrustLimits(**values)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    try:
+        return path.resolve().relative_to(folder.resolve()).as_posix()
+    except ValueError:
+        return path.resolve().as_posix()
