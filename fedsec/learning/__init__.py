@@ -1,0 +1,1 @@
+"""Keras and data: loading, partitioning, models, local training, evaluation, export to a plan."""
