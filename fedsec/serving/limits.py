@@ -1,0 +1,34 @@
+"""Bounds of a party's prediction service: memory, waiting and silence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedsec.serving.messages import MAX_IMAGES
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one party grants, in images and seconds.
+
+    Attributes:
+        batch_images: images computed together.
+        waiting_images: images whose parts wait in memory; 25 MB at 28 x 28 on 64-bit words.
+        waiting_per_user: requests of one certificate that wait at a time.
+        models: models held in memory.
+        model_bytes: largest part of one model's weights, as it travels.
+        heartbeat_s: an idle leader speaks this often, so that silence means something.
+        silence_s: longest wait for another party's next step; then the service ends naming it.
+        part_s: how long a part waits for the others to have theirs and for its turn.
+        setup_s: time for the three parties to link up.
+    """
+
+    batch_images: int = MAX_IMAGES
+    waiting_images: int = 2048
+    waiting_per_user: int = 16
+    models: int = 8
+    model_bytes: int = 1 << 29
+    heartbeat_s: float = 1.0
+    silence_s: float = 10.0
+    part_s: float = 10.0
+    setup_s: float = 20.0

@@ -1,0 +1,165 @@
+"""Every message of the prediction service, with the sizes that a receiver checks first.
+
+All travel as msgpack inside the frames of :mod:`fedsec.transport`. Bodies (shares) follow a message
+and are laid out by :mod:`fedsec.serving.parts`. No message of this file carries a share.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+ID_BYTES = 16
+"""Length of model, service and request ids: 16 bytes from the operating system's generator."""
+
+DIGEST_BYTES = 32
+"""Length of a SHA-256 digest and of a certificate's fingerprint."""
+
+MAX_IMAGES = 128
+"""Images in one request. At 28 x 28 one such request is a body of 803 kB for the larger part."""
+
+MAX_COUNT = 2**53
+"""Largest number of requests that a limit may name; stays exact in every language's JSON."""
+
+Id = Annotated[bytes, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
+Digest = Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
+Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
+ImageCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_IMAGES)]
+PlanBytes = Annotated[bytes, msgspec.Meta(max_length=49_152)]
+
+State = Literal["idle", "starting", "serving", "ended", "stopped", "failed"]
+"""Life of a service: ``ended`` has answered its number, ``stopped`` was asked to, ``failed`` broke."""
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What all messages share: immutable, named fields, unknown fields refused."""
+
+
+class ShareModel(Message, tag="share-model"):
+    """Owner to party: hold this part of a model's weights in memory. The body is the part."""
+
+    model: Id
+    plan: PlanBytes
+    digest: Digest
+
+
+class ModelHeld(Message, tag="model-held"):
+    """The party holds its part; ``digest`` is the plan's as the party computed it."""
+
+    model: Id
+    digest: Digest
+
+
+class ForgetModel(Message, tag="forget-model"):
+    """Owner to party: drop the part of this model."""
+
+    model: Id
+
+
+class ModelForgotten(Message, tag="model-forgotten"):
+    """The party holds no part of the model any more."""
+
+    model: Id
+
+
+class Serve(Message, tag="serve"):
+    """Owner to party: link up with the other two and answer predictions.
+
+    ``num_requests`` counts images answered by this service before it ends by itself; ``quota``
+    counts images charged to one certificate over the model's life. ``None`` means no limit.
+    """
+
+    service: Id
+    model: Id
+    num_requests: Limit | None = None
+    quota: Limit | None = None
+
+
+class ReadStatus(Message, tag="read-status"):
+    """Owner or party: how is the service? The reply waits up to ``wait_s`` seconds for its end."""
+
+    wait_s: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.0
+
+
+class StopService(Message, tag="stop-service"):
+    """Owner to party: end the service; the reply comes when it has ended."""
+
+
+class Status(Message, tag="status"):
+    """What a party says of its newest service; ``text`` and ``code`` tell why one failed."""
+
+    state: State
+    models: tuple[Id, ...] = ()
+    service: Id | None = None
+    model: Id | None = None
+    num_requests: int | None = None
+    answered: int = 0
+    code: str = ""
+    text: str = ""
+
+
+class OpenLink(Message, tag="open-link"):
+    """Party to the next party: this connection becomes the link of the two for one service."""
+
+    service: Id
+    terms: Digest
+
+
+class LinkOpened(Message, tag="link-opened"):
+    """The link is taken; the next bytes on it belong to the session."""
+
+    service: Id
+
+
+class Describe(Message, tag="describe"):
+    """User to party: which model is served here?"""
+
+
+class Description(Message, tag="description"):
+    """The served model; a client goes on only if three parties describe the same one."""
+
+    service: Id
+    model: Id
+    plan: PlanBytes
+    digest: Digest
+
+
+class Query(Message, tag="query"):
+    """User to party: one part of a request; the body is the part of ``images`` images."""
+
+    service: Id
+    request: Id
+    images: ImageCount
+
+
+class Answer(Message, tag="answer"):
+    """Party to user: the body is this party's additive share of the logits, re-randomised."""
+
+    request: Id
+    images: ImageCount
+    fraction_bits: Annotated[int, msgspec.Meta(ge=0, le=64)]
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One request as the parties talk of it: whose, which, how many images."""
+
+    fingerprint: Digest
+    request: Id
+    images: ImageCount
+
+
+class Proposal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Leader to the others: this could be the next batch. Empty as a heartbeat."""
+
+    entries: Annotated[tuple[Entry, ...], msgspec.Meta(max_length=MAX_IMAGES)]
+    leaving: bool = False
+
+
+class Ballot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A party's verdict on each entry of the proposal, in its order."""
+
+    verdicts: Annotated[
+        tuple[Annotated[int, msgspec.Meta(ge=0, le=255)], ...], msgspec.Meta(max_length=MAX_IMAGES)
+    ]
+    leaving: bool = False

@@ -1,0 +1,163 @@
+"""The parts that wait at one party for their batch, and the threads that wait for the answers.
+
+Connection threads put a part in and wait on its ticket; the compute thread looks, reserves and
+resolves. Memory is bounded: so many images in all, so many requests a certificate.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from fedsec.errors import FedsecError, UsageError
+from fedsec.serving.agreement import RequestKey
+from fedsec.serving.parts import Part
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A waiting request: its part, and later its answer or its error."""
+
+    key: RequestKey
+    images: int
+    part: Part
+    lacking: str = "the leader never proposed it"
+    reserved: bool = False
+    done: threading.Event = field(default_factory=threading.Event)
+    answer: bytes | None = field(default=None, repr=False)
+    error: FedsecError | None = None
+
+    def resolve(self, answer: bytes) -> None:
+        """Hand the answer to the waiting connection."""
+        self.answer = answer
+        self.done.set()
+
+    def refuse(self, error: FedsecError) -> None:
+        """Hand an error to the waiting connection."""
+        self.error = error
+        self.done.set()
+
+    def outcome(self) -> bytes:
+        """Return the answer, or raise what came instead."""
+        if self.answer is None:
+            raise self.error if self.error is not None else UsageError("the request was given up")
+        return self.answer
+
+
+class WaitingRoom:
+    """All tickets of one service at one party; closed once the service has ended."""
+
+    def __init__(self, *, max_images: int, max_per_user: int) -> None:
+        self._max_images = max_images
+        self._max_per_user = max_per_user
+        self._changed = threading.Condition()
+        self._tickets: dict[RequestKey, Ticket] = {}
+        self._closed: FedsecError | None = None
+        self._generation = 0
+
+    def admit(self, key: RequestKey, images: int, part: Part) -> Ticket:
+        """Put a part in line; on error nothing was kept.
+
+        Raises:
+            UsageError: the same request waits already, or too many wait.
+            FedsecError: whatever ended the service.
+        """
+        with self._changed:
+            self._check_open()
+            if key in self._tickets:
+                raise UsageError("a part of this request waits here: draw a fresh id for every request")
+            of_user = sum(1 for other in self._tickets if other.fingerprint == key.fingerprint)
+            in_all = sum(ticket.images for ticket in self._tickets.values())
+            if of_user >= self._max_per_user or in_all + images > self._max_images:
+                raise UsageError(
+                    f"too much waits here: {of_user} requests of this certificate (of {self._max_per_user}), "
+                    f"{in_all} images in all (of {self._max_images}); ask again later"
+                )
+            ticket = self._tickets[key] = Ticket(key, images, part)
+            self._generation += 1
+            self._changed.notify_all()
+            return ticket
+
+    def _check_open(self) -> None:
+        """Raise what ended the service, if it has ended; a fresh error for every sender."""
+        if self._closed is not None:
+            raise type(self._closed)(*self._closed.args)
+
+    def held(self) -> dict[RequestKey, int]:
+        """Images of every waiting request, oldest first."""
+        with self._changed:
+            return {key: ticket.images for key, ticket in self._tickets.items()}
+
+    def reserve(self, keys: Iterable[RequestKey]) -> dict[RequestKey, int]:
+        """Keep these requests from being withdrawn until the parties have decided; images of those here.
+
+        Without it a client that gives up between this party's vote and the batch would leave the
+        other two waiting for a computation that this party has no part for.
+        """
+        with self._changed:
+            here = [self._tickets[key] for key in keys if key in self._tickets]
+            for ticket in here:
+                ticket.reserved = True
+            return {ticket.key: ticket.images for ticket in here}
+
+    def put_off(self, key: RequestKey, lacking: str) -> None:
+        """Let a reserved request wait on, and remember why, for the error that its sender may get."""
+        with self._changed:
+            if key in self._tickets:
+                self._tickets[key].reserved = False
+                self._tickets[key].lacking = lacking
+
+    def parts(self, keys: Iterable[RequestKey]) -> list[Part]:
+        """Return the parts of reserved requests; they stay here until they are answered."""
+        with self._changed:
+            return [self._tickets[key].part for key in keys]
+
+    def resolve(self, key: RequestKey, answer: bytes) -> None:
+        """Answer one request and let it go."""
+        with self._changed:
+            ticket = self._tickets.pop(key)
+        ticket.resolve(answer)
+
+    def refuse(self, key: RequestKey, error: FedsecError) -> None:
+        """Take one request out of the line, if it is there, and tell its sender why."""
+        with self._changed:
+            ticket = self._tickets.pop(key, None)
+        if ticket is not None:
+            ticket.refuse(error)
+
+    def withdraw(self, ticket: Ticket, error: FedsecError) -> None:
+        """Give up waiting for a ticket, unless the parties are just deciding on it."""
+        with self._changed:
+            if ticket.reserved or self._tickets.get(ticket.key) is not ticket:
+                return
+            del self._tickets[ticket.key]
+        ticket.refuse(error)
+
+    def close(self, error: FedsecError) -> None:
+        """Refuse everything that waits and everything that comes."""
+        with self._changed:
+            self._closed = error
+            tickets = list(self._tickets.values())
+            self._tickets.clear()
+            self._generation += 1
+            self._changed.notify_all()
+        for ticket in tickets:
+            ticket.refuse(error)
+
+    def wake(self) -> None:
+        """Wake the compute thread, for example because the service is to stop."""
+        with self._changed:
+            self._generation += 1
+            self._changed.notify_all()
+
+    @property
+    def generation(self) -> int:
+        """Grows with everything that the compute thread may want to look at."""
+        with self._changed:
+            return self._generation
+
+    def wait_beyond(self, generation: int, seconds: float) -> None:
+        """Let the compute thread sleep until there is news since ``generation``, at most so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._generation > generation, seconds)

@@ -1,0 +1,162 @@
+"""The rules of who is answered: pure, so every case can be named."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsec.errors import ProtocolError, ServiceEndedError, TrustError
+from fedsec.serving.agreement import Proposer, RequestKey, Verdict, combine, judge, key_of, refusal
+from fedsec.serving.messages import Entry
+
+ALICE, BOB = b"a" * 32, b"b" * 32
+
+
+def entry(number: int, user: bytes = ALICE, images: int = 1) -> Entry:
+    return Entry(user, number.to_bytes(16, "big"), images)
+
+
+@dataclass
+class FakeBook:
+    """Charges in memory, as a plain model of what the ledger promises."""
+
+    num_requests: int | None = None
+    quota: int | None = None
+    charged: dict[RequestKey, int] = field(default_factory=dict)
+
+    def used(self, key: RequestKey) -> bool:
+        return key in self.charged
+
+    def left(self) -> int | None:
+        return None if self.num_requests is None else self.num_requests - sum(self.charged.values())
+
+    def left_for(self, fingerprint: bytes) -> int | None:
+        mine = sum(n for key, n in self.charged.items() if key.fingerprint == fingerprint)
+        return None if self.quota is None else self.quota - mine
+
+
+def held(*entries: Entry) -> dict[RequestKey, int]:
+    return {key_of(one): one.images for one in entries}
+
+
+def test_a_part_that_is_here_is_accepted_and_one_that_is_not_may_come_later() -> None:
+    verdicts = judge([entry(1), entry(2)], held(entry(1)), FakeBook())
+    assert verdicts == (Verdict.ACCEPT, Verdict.ABSENT)
+    assert not Verdict.ABSENT.final
+
+
+def test_threat_51_the_same_id_under_another_certificate_is_another_request() -> None:
+    assert judge([entry(1, ALICE)], held(entry(1, BOB)), FakeBook()) == (Verdict.ABSENT,)
+
+
+def test_parts_of_different_numbers_of_images_never_join() -> None:
+    assert judge([entry(1, images=2)], held(entry(1, images=3)), FakeBook()) == (Verdict.DIFFERS,)
+    assert Verdict.DIFFERS.final
+
+
+def test_threat_18_a_charged_id_is_refused() -> None:
+    book = FakeBook(charged={key_of(entry(1)): 1})
+    assert judge([entry(1)], held(entry(1)), book) == (Verdict.REPEATED,)
+
+
+def test_threat_33_requests_that_fit_alone_but_not_together_are_put_off_not_refused() -> None:
+    both = [entry(1, images=2), entry(2, images=2)]
+    assert judge(both, held(*both), FakeBook(num_requests=3)) == (Verdict.ACCEPT, Verdict.CROWDED)
+    assert judge(both, held(*both), FakeBook(quota=3)) == (Verdict.ACCEPT, Verdict.CROWDED)
+    assert not Verdict.CROWDED.final
+
+
+def test_threat_33_what_can_never_fit_is_refused_for_good() -> None:
+    asks = [entry(1, images=4)]
+    assert judge(asks, held(*asks), FakeBook(num_requests=3)) == (Verdict.ENDED,)
+    assert judge(asks, held(*asks), FakeBook(quota=3)) == (Verdict.QUOTA,)
+
+
+def test_one_quota_does_not_use_up_anothers() -> None:
+    asks = [entry(1, ALICE, 2), entry(2, BOB, 2)]
+    assert judge(asks, held(*asks), FakeBook(quota=2)) == (Verdict.ACCEPT, Verdict.ACCEPT)
+
+
+def test_an_entry_named_twice_is_accepted_once() -> None:
+    verdicts = judge([entry(1), entry(1)], held(entry(1)), FakeBook())
+    assert verdicts[0] is Verdict.ACCEPT
+    assert verdicts[1] is not Verdict.ACCEPT
+
+
+def test_a_batch_is_the_and_of_all_accepts() -> None:
+    for column in itertools.product(Verdict, repeat=3):
+        joined = combine([[verdict] for verdict in column], 1)[0]
+        assert (joined is Verdict.ACCEPT) == all(verdict is Verdict.ACCEPT for verdict in column)
+        assert joined.final == any(verdict.final for verdict in column)
+
+
+@pytest.mark.parametrize("ballot", [[], [0, 0], [99]])
+def test_a_ballot_that_does_not_fit_the_proposal_ends_the_service(ballot: list[int]) -> None:
+    with pytest.raises(ProtocolError, match="ballot"):
+        combine([[0], ballot], 1)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "error"),
+    [
+        (Verdict.DIFFERS, ProtocolError),
+        (Verdict.REPEATED, ProtocolError),
+        (Verdict.QUOTA, TrustError),
+        (Verdict.ENDED, ServiceEndedError),
+    ],
+)
+def test_each_final_verdict_has_its_error(verdict: Verdict, error: type[Exception]) -> None:
+    assert type(refusal(verdict, 3, FakeBook(num_requests=2, quota=1), ALICE)) is error
+
+
+requests = st.lists(
+    st.tuples(st.integers(0, 9), st.sampled_from([ALICE, BOB]), st.integers(1, 5)), max_size=12
+)
+
+
+@settings(deadline=None)
+@given(requests, st.integers(0, 12), st.integers(0, 12), st.sets(st.integers(0, 9)))
+def test_threat_33_whatever_is_accepted_together_fits_both_limits(
+    asks: list[tuple[int, bytes, int]], num_requests: int, quota: int, missing: set[int]
+) -> None:
+    entries = [entry(number, user, images) for number, user, images in asks]
+    book = FakeBook(num_requests=num_requests, quota=quota)
+    here = held(*(one for (number, _, _), one in zip(asks, entries, strict=True) if number not in missing))
+    verdicts = judge(entries, here, book)
+    accepted = [one for one, verdict in zip(entries, verdicts, strict=True) if verdict is Verdict.ACCEPT]
+    assert len({key_of(one) for one in accepted}) == len(accepted)
+    assert sum(one.images for one in accepted) <= num_requests
+    for user in (ALICE, BOB):
+        assert sum(one.images for one in accepted if one.fingerprint == user) <= quota
+
+
+def test_the_leader_proposes_oldest_first_and_at_most_a_batch() -> None:
+    waiting = [entry(1, images=3), entry(2, images=3), entry(3, images=1)]
+    assert Proposer(batch_images=4).choose(held(*waiting), now=0.0) == (waiting[0], waiting[2])
+
+
+def test_what_is_put_off_rests_twice_as_long_every_time_up_to_a_bound() -> None:
+    proposer, one, now = Proposer(batch_images=4), entry(1), 10.0
+    rests = []
+    for _ in range(9):
+        assert proposer.choose(held(one), now) == (one,)
+        proposer.settle([one], [Verdict.ABSENT], now)
+        assert proposer.choose(held(one), now) == ()
+        rest = proposer.next_due(held(one), now)
+        assert rest is not None
+        rests.append(rest)
+        now += rest + 1e-9
+    assert rests[:3] == pytest.approx([0.001, 0.002, 0.004])
+    assert rests[-1] == pytest.approx(0.05)
+
+
+def test_the_leader_forgets_the_rests_of_what_is_gone() -> None:
+    proposer = Proposer(batch_images=4)
+    proposer.settle([entry(1)], [Verdict.ABSENT], 0.0)
+    assert proposer.choose({}, 0.0) == ()
+    assert proposer.choose(held(entry(1)), 0.0) == (entry(1),)
+    assert proposer.next_due({}, 0.0) is None

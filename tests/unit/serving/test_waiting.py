@@ -1,0 +1,105 @@
+"""The waiting room: bounded, and nothing that is being decided can slip away."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from fedsec.errors import DeadlineError, ServiceEndedError, UsageError
+from fedsec.serving.agreement import RequestKey
+from fedsec.serving.parts import Part
+from fedsec.serving.waiting import WaitingRoom
+
+PART = Part(np.zeros(1, np.uint64), np.zeros(1, np.uint64))
+
+
+def key(number: int, user: bytes = b"u" * 32) -> RequestKey:
+    return RequestKey(user, number.to_bytes(16, "big"))
+
+
+def room() -> WaitingRoom:
+    return WaitingRoom(max_images=10, max_per_user=3)
+
+
+def test_oldest_first_and_answered_once() -> None:
+    waiting = room()
+    first, second = waiting.admit(key(2), 1, PART), waiting.admit(key(1), 2, PART)
+    assert list(waiting.held().items()) == [(key(2), 1), (key(1), 2)]
+    waiting.resolve(key(1), b"answer")
+    assert second.outcome() == b"answer"
+    assert waiting.held() == {key(2): 1}
+    assert not first.done.is_set()
+
+
+def test_threat_37_the_room_is_bounded_in_images_and_a_user() -> None:
+    waiting = room()
+    for number in range(3):
+        waiting.admit(key(number), 2, PART)
+    with pytest.raises(UsageError, match="ask again later"):
+        waiting.admit(key(9), 1, PART)
+    waiting.admit(key(9, b"v" * 32), 4, PART)
+    with pytest.raises(UsageError, match="10 images"):
+        waiting.admit(key(10, b"w" * 32), 1, PART)
+
+
+def test_the_same_request_waits_once() -> None:
+    waiting = room()
+    waiting.admit(key(1), 1, PART)
+    with pytest.raises(UsageError, match="fresh id"):
+        waiting.admit(key(1), 1, PART)
+
+
+def test_a_reserved_request_cannot_be_withdrawn_until_it_is_put_off() -> None:
+    waiting = room()
+    ticket = waiting.admit(key(1), 1, PART)
+    assert waiting.reserve([key(1), key(2)]) == {key(1): 1}
+    waiting.withdraw(ticket, DeadlineError("too late"))
+    assert not ticket.done.is_set()
+    waiting.put_off(key(1), "bob got no part of it")
+    assert ticket.lacking == "bob got no part of it"
+    waiting.withdraw(ticket, DeadlineError("too late"))
+    with pytest.raises(DeadlineError, match="too late"):
+        ticket.outcome()
+    assert waiting.held() == {}
+
+
+def test_withdrawing_an_old_ticket_leaves_a_new_one_of_the_same_key() -> None:
+    waiting = room()
+    old = waiting.admit(key(1), 1, PART)
+    waiting.resolve(key(1), b"")
+    new = waiting.admit(key(1), 1, PART)
+    waiting.withdraw(old, DeadlineError("late"))
+    assert waiting.held() == {key(1): 1}
+    assert not new.done.is_set()
+
+
+def test_closing_refuses_all_that_wait_and_all_that_come() -> None:
+    waiting = room()
+    ticket = waiting.admit(key(1), 1, PART)
+    waiting.reserve([key(1)])
+    waiting.close(ServiceEndedError("the service has ended"))
+    with pytest.raises(ServiceEndedError):
+        ticket.outcome()
+    with pytest.raises(ServiceEndedError, match="has ended"):
+        waiting.admit(key(2), 1, PART)
+
+
+def test_a_part_that_comes_between_looking_and_sleeping_wakes_the_leader() -> None:
+    waiting = room()
+    seen = waiting.generation
+    waiting.admit(key(1), 1, PART)
+    sleeper = threading.Thread(target=waiting.wait_beyond, args=(seen, 60))
+    sleeper.start()
+    sleeper.join(5)
+    assert not sleeper.is_alive()
+
+
+def test_wake_ends_the_sleep() -> None:
+    waiting = room()
+    sleeper = threading.Thread(target=waiting.wait_beyond, args=(waiting.generation, 60))
+    sleeper.start()
+    waiting.wake()
+    sleeper.join(5)
+    assert not sleeper.is_alive()
