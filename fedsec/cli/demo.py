@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedsec.cli.output import print_json, reporter
 from fedsec.lab.demo import demo_scenario, run_demo
-from fedsec.lab.report import print_result
+from fedsec.lab.report import print_summary
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,5 +33,5 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(summary)
     else:
-        print_result(summary)
+        print_summary(summary)
     return 0

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from fedsec.cli.output import print_json, reporter
-from fedsec.lab.report import print_result
+from fedsec.lab.report import print_summary
 from fedsec.lab.run import run_scenario
 from fedsec.scenario import Scenario
 
@@ -38,5 +38,5 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(result.summary())
     else:
-        print_result(result.summary())
+        print_summary(result.summary())
     return 0

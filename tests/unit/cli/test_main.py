@@ -113,6 +113,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         done = subprocess.run(
             [sys.executable, "-m", "fedsec"],
             cwd=ROOT,
+            env=os.environ | {"PYTHONUNBUFFERED": ""},
             stdout=writer,
             stderr=subprocess.PIPE,
             timeout=30,

@@ -1,0 +1,96 @@
+"""The final table of an experiment: what came out, what it cost, what each party saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the tables of a run.
+
+    Args:
+        summary: As ``summary.json`` holds it.
+        console: Where to; standard output by default.
+    """
+    console = console or Console()
+    console.print(_rounds(summary))
+    console.print(_traffic(summary["traffic"]))
+    console.print(_seen(summary["seen"]))
+    if "prediction" in summary:
+        prediction = summary["prediction"]
+        console.print(_prediction(prediction))
+        console.print("answers:", *prediction["labels"], highlight=False)
+    console.print(
+        f"{summary['seconds']:.0f} s; everything is in {summary['run']}", highlight=False, soft_wrap=True
+    )
+
+
+def _rounds(summary: Mapping[str, Any]) -> Table:
+    bound = summary["error_bound"]
+    caption = f"difference = largest |opened average - plain mean| of one parameter; stated bound {bound:.1e}"
+    table = _table(
+        "Training", "round", "test accuracy", "hospitals in the sum", "difference", "s", caption=caption
+    )
+    for entry in summary["rounds"]:
+        difference = entry["difference"]
+        table.add_row(
+            str(entry["round"]),
+            f"{entry['accuracy']:.2%}",
+            f"{entry['included']} of {entry['hospitals']}",
+            "-" if difference is None else f"{difference:.1e}",
+            f"{entry['seconds']:.1f}",
+        )
+    return table
+
+
+def _traffic(traffic: Mapping[str, Mapping[str, int]]) -> Table:
+    table = _table("Bytes, from each process' channel meter", "who", "sent", "received")
+    for who, meter in traffic.items():
+        table.add_row(who, size(meter["sent_bytes"]), size(meter["received_bytes"]))
+    return table
+
+
+def _seen(seen: Mapping[str, Mapping[str, Sequence[int]]]) -> Table:
+    """Lay out what each party received: messages x bytes, by kind of message."""
+    kinds = sorted({kind for messages in seen.values() for kind in messages})
+    table = _table("What each party saw: messages received and their size", "kind", *seen)
+    for kind in kinds:
+        cells = [messages.get(kind, (0, 0)) for messages in seen.values()]
+        table.add_row(kind, *(f"{count} / {size(received)}" if count else "-" for count, received in cells))
+    return table
+
+
+def _prediction(prediction: Mapping[str, Any]) -> Table:
+    table = _table("Private prediction", "test image", "answer", "label", "largest |logit - Keras logit|")
+    rows = zip(
+        prediction["test_index"],
+        prediction["labels"],
+        prediction["truth"],
+        prediction["differences"],
+        strict=True,
+    )
+    for index, answer, truth, difference in rows:
+        table.add_row(str(index), str(answer), str(truth), f"{difference:.4f}")
+    return table
+
+
+def _table(title: str, first: str, *others: str, caption: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as people read it: 999 B, 1.0 kB, 12.3 MB."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 999.5:
+            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"

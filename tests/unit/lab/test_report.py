@@ -1,0 +1,63 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from fedsec.lab.report import print_summary, size
+
+SUMMARY = {
+    "run": "/runs/1",
+    "seconds": 61.5,
+    "error_bound": 2e-6,
+    "rounds": [
+        {"round": 1, "accuracy": 0.9, "included": 10, "hospitals": 10, "difference": 1e-7, "seconds": 3.2},
+        {"round": 2, "accuracy": 0.9567, "included": 7, "hospitals": 10, "difference": None, "seconds": 3.1},
+    ],
+    "traffic": {
+        "party-0": {"sent_bytes": 12_300_000, "received_bytes": 5},
+        "user": {"sent_bytes": 0, "received_bytes": 0},
+    },
+    "seen": {"party-0": {"upload": (10, 2_160_000)}, "party-1": {"query": (3, 96)}},
+    "prediction": {"test_index": [0, 1], "labels": [7, 2], "truth": [7, 2], "differences": [0.003, 0.004]},
+}
+
+
+def shown(summary: dict[str, object]) -> str:
+    stream = io.StringIO()
+    print_summary(summary, Console(file=stream, width=120))
+    return stream.getvalue()
+
+
+def test_the_tables_show_every_number() -> None:
+    text = shown(SUMMARY)
+    for part in (
+        "95.67%",
+        "7 of 10",
+        "1.0e-07",
+        "2.0e-06",
+        "12.3 MB",
+        "10 / 2.2 MB",
+        "3 / 96 B",
+        "0.0040",
+        "answers: 7 2",
+    ):
+        assert part in text
+
+
+def test_a_run_without_predictions_has_no_such_table() -> None:
+    assert "answers" not in shown({key: value for key, value in SUMMARY.items() if key != "prediction"})
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (217_640, "217.6 kB"),
+        (1_000_000, "1.0 MB"),
+        (2 * 10**9, "2.0 GB"),
+    ],
+)
+def test_sizes_read_well(count: int, text: str) -> None:
+    assert size(count) == text
