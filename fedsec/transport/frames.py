@@ -1,0 +1,127 @@
+"""The frame around every message, and the transcript of a link.
+
+::
+
+    "FS"  version  0  length u32  sequence u64  tag 8 bytes  payload        (big endian, 24 + length)
+
+The tag is the start of SHA-256 over session, label, sender and receiver. The label itself does not
+travel: both ends know which step they are in, and a message of another step, session or direction is
+refused by its tag, before its payload has any memory. TLS keeps strangers out; the tag catches ends
+that have lost step with each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fedsec.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+    from typing_extensions import Buffer
+
+WIRE_VERSION = 1
+HEADER_BYTES = 24
+TAG_BYTES = 8
+MOST_PAYLOAD_BYTES = 2**32 - 1
+_MAGIC = b"FS"
+_HEADER = struct.Struct(">2sBBIQ8s")
+
+
+def step_tag(session: bytes, label: str, sender: str, receiver: str) -> bytes:
+    """Return the 8 bytes that a frame carries for its session, label and direction."""
+    digest = hashlib.sha256(b"fedsec step 1")
+    for part in (session, label.encode(), sender.encode(), receiver.encode()):
+        digest.update(len(part).to_bytes(4, "big"))
+        digest.update(part)
+    return digest.digest()[:TAG_BYTES]
+
+
+@dataclass(eq=False)
+class Direction:
+    """One direction of a link: the next sequence number and the transcript so far.
+
+    Attributes:
+        sender: Name of the sending end.
+        receiver: Name of the receiving end.
+        session: Bytes that both ends put into every tag.
+        sequence: Number of the next message.
+    """
+
+    sender: str
+    receiver: str
+    session: bytes = b""
+    sequence: int = 0
+    _transcript: _Hash = field(default_factory=lambda: hashlib.sha256(b"fedsec transcript 1"), repr=False)
+
+    def seal(self, label: str, payload: Buffer) -> bytes:
+        """Return the header of the next message, and take the message into the transcript.
+
+        Raises:
+            ProtocolError: The payload is longer than a frame can be; nothing has changed.
+        """
+        size = memoryview(payload).nbytes
+        if size > MOST_PAYLOAD_BYTES:
+            raise ProtocolError(
+                f"expected at most {MOST_PAYLOAD_BYTES} bytes in message {label!r}, got {size}"
+            )
+        tag = step_tag(self.session, label, self.sender, self.receiver)
+        header = _HEADER.pack(_MAGIC, WIRE_VERSION, 0, size, self.sequence, tag)
+        self.accept(header, payload)
+        return header
+
+    def accept(self, header: Buffer, payload: Buffer) -> None:
+        """Take a whole message into the transcript and go on to the next number."""
+        self._transcript.update(header)
+        self._transcript.update(payload)
+        self.sequence += 1
+
+    def check(self, header: Buffer, labels: Sequence[str], max_bytes: int) -> tuple[str, int]:
+        """Check a header that has arrived, before any memory is taken for its payload.
+
+        Args:
+            header: 24 bytes.
+            labels: The labels that may come now.
+            max_bytes: Longest payload that may come.
+
+        Returns:
+            Which label came, and the payload's length.
+
+        Raises:
+            ProtocolError: It is no header of ours, another version, number or step, or too long.
+        """
+        magic, version, reserved, size, sequence, tag = _HEADER.unpack(header)
+        expected = _one_of(labels)
+        if magic != _MAGIC or reserved != 0:
+            raise ProtocolError(
+                f"expected {expected} from {self.sender}, got bytes that are no fedsec message"
+            )
+        if version != WIRE_VERSION:
+            raise ProtocolError(f"expected wire version {WIRE_VERSION} from {self.sender}, got {version}")
+        if sequence != self.sequence:
+            raise ProtocolError(f"expected message number {self.sequence} from {self.sender}, got {sequence}")
+        for label in labels:
+            if tag == step_tag(self.session, label, self.sender, self.receiver):
+                break
+        else:
+            raise ProtocolError(
+                f"expected {expected} from {self.sender} (message {sequence}), got a message of another step or session"
+            )
+        if size > max_bytes:
+            raise ProtocolError(
+                f"expected at most {max_bytes} bytes in {label!r} from {self.sender}, got {size}"
+            )
+        return label, int(size)
+
+    def transcript(self) -> bytes:
+        """Return SHA-256 over all headers and payloads so far."""
+        return self._transcript.digest()
+
+
+def _one_of(labels: Sequence[str]) -> str:
+    return f"message {labels[0]!r}" if len(labels) == 1 else f"one of {len(labels)} messages"
