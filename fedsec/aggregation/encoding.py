@@ -77,7 +77,7 @@ class Encoding(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     @property
     def largest_word(self) -> int:
         """The largest absolute value of one hospital's word."""
-        return min((2 ** (self.ring_bits - 1) - 1) // self.hospitals, _FINEST_WORD)
+        return min(((1 << (self.ring_bits - 1)) - 1) // self.hospitals, _FINEST_WORD)
 
     @property
     def error_bound(self) -> float:

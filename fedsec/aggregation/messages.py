@@ -7,7 +7,7 @@ the bytes that came and never over a second encoding of them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Buffer, Iterable
+from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
@@ -16,6 +16,7 @@ from fedsec.aggregation.announcement import RoundId
 from fedsec.aggregation.signing import (
     DIGEST_BYTES,
     SIGNATURE_BYTES,
+    Buffer,
     Signer,
     check_signature,
     digest_stream,

@@ -7,10 +7,12 @@ bytes made for one purpose never pass for another.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Buffer, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from fedsec.transport import verify
+
+Buffer = bytes | bytearray | memoryview
 
 PROTOCOL = b"fedsec/aggregation/1/"
 DIGEST_BYTES = 32
@@ -34,13 +36,11 @@ class Signer(Protocol):
 
 
 def digest(label: str, *fields: Buffer) -> bytes:
-    """Return SHA-256 over the label and the fields, each preceded by its length in 8 bytes."""
-    return digest_stream(
-        label, fields[:-1], fields[-1:], sum(memoryview(field).nbytes for field in fields[-1:])
-    )
+    """Return SHA-256 over the label and at least one field, each preceded by its length in 8 bytes."""
+    return digest_stream(label, fields[:-1], fields[-1:], len(fields[-1]))
 
 
-def digest_stream(label: str, fields: Iterable[Buffer], chunks: Iterable[Buffer], size: int) -> bytes:
+def digest_stream(label: str, fields: Sequence[Buffer], chunks: Iterable[Buffer], size: int) -> bytes:
     """Return the same as ``digest(label, *fields, b"".join(chunks))`` without joining the chunks.
 
     Args:
@@ -51,7 +51,7 @@ def digest_stream(label: str, fields: Iterable[Buffer], chunks: Iterable[Buffer]
     """
     state = hashlib.sha256()
     for field in (PROTOCOL + label.encode(), *fields):
-        state.update(memoryview(field).nbytes.to_bytes(8, "big"))
+        state.update(len(field).to_bytes(8, "big"))
         state.update(field)
     state.update(size.to_bytes(8, "big"))
     for chunk in chunks:

@@ -1,0 +1,58 @@
+"""A Merkle tree over the included set: a hospital checks that it was counted without learning who else was.
+
+Leaves and inner nodes are hashed under different labels (RFC 6962, section 2.1, second preimages). A leaf
+holds the random upload id, so the hashes on a path do not let anyone guess a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedsec.aggregation.signing import digest
+
+
+def leaf(round_key: bytes, hospital: str, upload_id: bytes, header: bytes) -> bytes:
+    """Return the leaf hash of one included upload; ``header`` is its header digest."""
+    return digest("leaf", round_key, hospital.encode(), upload_id, header)
+
+
+def root(leaves: Sequence[bytes]) -> bytes:
+    """Return the root over at least one leaf."""
+    level = list(leaves)
+    while len(level) > 1:
+        level = _above(level)
+    return digest("root", len(leaves).to_bytes(8, "big"), level[0])
+
+
+def path(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
+    """Return the sibling hashes from leaf ``index`` up; an unpaired node has no sibling on its level."""
+    level, siblings = list(leaves), []
+    while len(level) > 1:
+        if (sibling := index ^ 1) < len(level):
+            siblings.append(level[sibling])
+        level, index = _above(level), index // 2
+    return tuple(siblings)
+
+
+def root_from_path(leaf_hash: bytes, index: int, count: int, siblings: Sequence[bytes]) -> bytes | None:
+    """Return the root that a path leads to, or None when the path has a wrong length for the tree."""
+    if not 0 <= index < count:
+        return None
+    remaining, node, width = list(siblings), leaf_hash, count
+    while width > 1:
+        if (index ^ 1) < width:
+            if not remaining:
+                return None
+            sibling = remaining.pop(0)
+            node = _node(node, sibling) if index % 2 == 0 else _node(sibling, node)
+        index, width = index // 2, (width + 1) // 2
+    return None if remaining else digest("root", count.to_bytes(8, "big"), node)
+
+
+def _above(level: Sequence[bytes]) -> list[bytes]:
+    pairs = [_node(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
+    return pairs + [level[-1]] * (len(level) % 2)
+
+
+def _node(left: bytes, right: bytes) -> bytes:
+    return digest("node", left, right)

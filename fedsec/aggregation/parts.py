@@ -1,0 +1,261 @@
+"""The parts of an upload: how a hospital makes them, how an aggregator keeps them on disk and sums them.
+
+A part is nonce (32 bytes) || body, the body being the vector for one aggregator and a 32-byte seed for the
+others. Digests of parts are blinded by the nonce: a plain digest of the vector would let n-1 aggregators
+test guesses of the update.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from fedsec.aggregation.announcement import Announcement
+from fedsec.aggregation.checksum import Checksum
+from fedsec.aggregation.encoding import ENCODING_VERSION, Layout
+from fedsec.aggregation.messages import (
+    HEADER_VERSION,
+    NONCE_BYTES,
+    UPLOAD_ID_BYTES,
+    Signed,
+    UploadHeader,
+    part_digest,
+    seal,
+)
+from fedsec.aggregation.signing import Buffer, Signer
+from fedsec.errors import ProtocolError, StateError
+from fedsec.ring import RingArray, ring_of
+from fedsec.sharing import compressed
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class UploadParts:
+    """Everything a hospital sends in one round; a retry sends the same object again."""
+
+    upload_id: bytes
+    header: Signed
+    parts: dict[str, bytes] = field(repr=False)
+
+
+def part_bytes(announcement: Announcement, hospital: str, aggregator: str) -> int:
+    """Return the exact size of the part that ``hospital`` sends to ``aggregator``."""
+    holds_vector = announcement.vector_holder(hospital) == aggregator
+    body = announcement.layout.vector_bytes if holds_vector else compressed.SEED_BYTES
+    return NONCE_BYTES + body
+
+
+def make_parts(announcement: Announcement, hospital: Signer, words: RingArray) -> UploadParts:
+    """Share the encoded words among the aggregators of a round and sign the header.
+
+    Args:
+        announcement: The accepted announcement.
+        hospital: Who signs; its name is in the roster.
+        words: What :func:`~fedsec.aggregation.encoding.encode_update` returned.
+    """
+    digest = announcement.digest
+    vector = Checksum(announcement.layout, digest).append(words)
+    holder = announcement.vector_holder(hospital.name)
+    recipients = tuple(member.name for member in announcement.aggregators)
+    seeds = {name: secrets.token_bytes(compressed.SEED_BYTES) for name in recipients if name != holder}
+    full = compressed.share_compressed(vector, list(seeds.values()))
+    bodies = {**seeds, holder: full.tobytes()}
+    parts = {name: secrets.token_bytes(NONCE_BYTES) + bodies[name] for name in recipients}
+    upload_id = secrets.token_bytes(UPLOAD_ID_BYTES)
+    header = UploadHeader(
+        version=HEADER_VERSION,
+        round=announcement.id,
+        announcement=digest,
+        upload_id=upload_id,
+        hospital=hospital.name,
+        recipients=recipients,
+        digests=tuple(part_digest(upload_id, name, [parts[name]], len(parts[name])) for name in recipients),
+        encoding_version=ENCODING_VERSION,
+    )
+    return UploadParts(upload_id, seal(hospital, header), parts)
+
+
+class PartWriter:
+    """Writes one part to disk while it arrives; nothing of it is visible until :meth:`commit`."""
+
+    def __init__(self, folder: Path, upload_id: bytes, size: int) -> None:
+        self._final = folder / f"{upload_id.hex()}.part"
+        self._draft = folder / f"{upload_id.hex()}.{secrets.token_hex(4)}.draft"
+        self._expected, self._written = size, 0
+        with _disk_errors():
+            self._file = self._draft.open("xb", buffering=0)
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._draft.unlink(missing_ok=True)
+
+    def write(self, chunk: Buffer) -> None:
+        """Append bytes.
+
+        Raises:
+            ProtocolError: More bytes than the part may have.
+            StateError: The disk does not take them.
+        """
+        view = memoryview(chunk)
+        self._written += view.nbytes
+        if self._written > self._expected:
+            raise ProtocolError(f"a part of {self._expected} bytes was expected, more arrived: dropped")
+        with _disk_errors():
+            while view.nbytes:
+                view = view[self._file.write(view) or 0 :]
+
+    def sync(self) -> Path:
+        """Force the bytes to disk and return the draft's path.
+
+        Raises:
+            ProtocolError: Fewer bytes than expected arrived.
+            StateError: The disk does not take them.
+        """
+        if self._written != self._expected:
+            raise ProtocolError(f"a part of {self._expected} bytes was expected, {self._written} arrived")
+        with _disk_errors():
+            os.fsync(self._file.fileno())
+        return self._draft
+
+    def commit(self) -> None:
+        """Give the part its final name, durably.
+
+        Raises:
+            StateError: The disk does not take it.
+        """
+        with _disk_errors():
+            self._draft.replace(self._final)
+            _sync_folder(self._final.parent)
+
+
+class PartFolder:
+    """The files of one round: parts until S is signed, the sum share until the outcome is known."""
+
+    def __init__(self, root: Path, round_key: bytes) -> None:
+        self.path = root / round_key.hex()
+
+    def create(self) -> None:
+        """Make the folder, readable by its owner only.
+
+        Raises:
+            StateError: The disk does not take it.
+        """
+        with _disk_errors():
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _sync_folder(self.path.parent)
+
+    def part(self, upload_id: bytes) -> Path:
+        """Return the path of a committed part."""
+        return self.path / f"{upload_id.hex()}.part"
+
+    def write_sum(self, nonce: bytes, words: RingArray) -> None:
+        """Store nonce || sum share durably, replacing one that was never signed."""
+        draft = self.path / "sum.draft"
+        with _disk_errors(), draft.open("wb") as file:
+            file.write(nonce)
+            file.write(words.data.cast("B"))
+            file.flush()
+            os.fsync(file.fileno())
+        with _disk_errors():
+            draft.replace(self.path / "sum")
+            _sync_folder(self.path)
+
+    def read_sum(self) -> bytes:
+        """Return nonce || sum share.
+
+        Raises:
+            StateError: The file is gone or cannot be read.
+        """
+        with _disk_errors():
+            return (self.path / "sum").read_bytes()
+
+    def erase_parts(self) -> None:
+        """Remove every part; the sum share stays."""
+        with _disk_errors():
+            for pattern in ("*.part", "*.draft"):
+                for file in self.path.glob(pattern):
+                    file.unlink()
+
+    def erase(self) -> None:
+        """Remove the folder with all that is in it."""
+        with _disk_errors(), contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.path)
+
+
+def sum_parts(layout: Layout, parts: Sequence[tuple[Path, bool]]) -> RingArray:
+    """Add the parts of the included uploads, reading one piece at a time.
+
+    Args:
+        layout: The layout of the round.
+        parts: Each part's file, and whether it holds the vector (otherwise a seed).
+
+    Returns:
+        The sum share, shape [layout.words]. Memory does not grow with the number of hospitals.
+
+    Raises:
+        StateError: A part is gone or has another size than when it was stored.
+    """
+    total: RingArray = np.zeros(layout.words, dtype=layout.encoding.ring.dtype)
+    for path, holds_vector in parts:
+        _add_part(total, path, holds_vector)
+    return total
+
+
+def _add_part(total: RingArray, path: Path, holds_vector: bool) -> None:
+    expected = NONCE_BYTES + (total.nbytes if holds_vector else compressed.SEED_BYTES)
+    with _disk_errors(), path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != expected or len(file.read(NONCE_BYTES)) != NONCE_BYTES:
+            raise StateError(f"a stored part has {size} bytes, {expected} were stored: the state is damaged")
+        if not holds_vector:
+            total += compressed.expand(file.read(), total.size, ring_of(total))
+            return
+        at = 0
+        for piece in _pieces(file.fileno(), total):
+            total[at : at + piece.size] += piece
+            at += piece.size
+
+
+def _pieces(descriptor: int, like: RingArray) -> Iterator[RingArray]:
+    buffer: RingArray = np.empty(max(1, min(CHUNK_BYTES // like.itemsize, like.size)), dtype=like.dtype)
+    left = like.size
+    while left:
+        piece = buffer[: min(left, buffer.size)]
+        view = piece.data.cast("B")
+        while view.nbytes:
+            taken = os.readv(descriptor, [view])
+            if not taken:
+                raise StateError("a stored part ended early: the state is damaged")
+            view = view[taken:]
+        left -= piece.size
+        yield piece
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StateError(f"the aggregator's state cannot be read or written: {error.strerror}") from error
