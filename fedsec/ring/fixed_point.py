@@ -22,9 +22,8 @@ _EXACT_FLOAT_BITS = 53
 def encode(values: npt.ArrayLike, fraction_bits: int, ring: Ring = RING64) -> RingArray:
     """Encode real numbers as ring elements: ``round_half_even(v * 2^fraction_bits) mod 2^k``.
 
-    The product and the rounding are those of float64, so the error is at most half a unit, 2^-(fraction_bits
-    + 1), as long as |v| * 2^fraction_bits < 2^53; above that the product is already an integer and the
-    encoding is exact.
+    Scaling by a power of two is exact in float64, so the rounding to an integer is the only error: at most half
+    a unit, 2^-(fraction_bits + 1).
 
     Args:
         values: Integers, floats or booleans of any shape.
