@@ -22,8 +22,8 @@ _EXACT_FLOAT_BITS = 53
 def encode(values: npt.ArrayLike, fraction_bits: int, ring: Ring = RING64) -> RingArray:
     """Encode real numbers as ring elements: ``round_half_even(v * 2^fraction_bits) mod 2^k``.
 
-    Scaling by a power of two is exact in float64, so the rounding to an integer is the only error: at most half
-    a unit, 2^-(fraction_bits + 1).
+    Scaling by a power of two is exact in float64, so rounding to an integer is the only error: at most half a
+    unit, 2^-(fraction_bits + 1).
 
     Args:
         values: Integers, floats or booleans of any shape.

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from fedsec.errors import ProtocolError, UsageError
 from fedsec.ring import KeyedStream, RingArray, ring_of
 
@@ -36,9 +38,9 @@ def share(secret: RingArray, parties: int, stream: KeyedStream) -> list[RingArra
     check_parties(parties)
     ring = ring_of(secret)
     shares = [stream.words(secret.shape, ring) for _ in range(parties - 1)]
-    last = secret.copy()
+    last = np.array(secret)
     for mask in shares:
-        last -= mask
+        np.subtract(last, mask, out=last)
     return [*shares, last]
 
 
@@ -54,14 +56,15 @@ def reconstruct(shares: Sequence[RingArray]) -> RingArray:
     """
     check_parties(len(shares))
     first = shares[0]
-    secret = first.copy()
+    # The sum of two arrays without dimensions is a numpy scalar, whose own arithmetic warns about wrapping.
+    secret = np.array(first)
     for number, part in enumerate(shares[1:], start=1):
         if part.shape != first.shape or part.dtype != first.dtype:
             raise ProtocolError(
                 f"share {number} has shape {part.shape} and dtype {part.dtype}, share 0 has {first.shape} "
                 f"and {first.dtype}: they are not shares of one secret"
             )
-        secret += part
+        np.add(secret, part, out=secret)
     return secret
 
 

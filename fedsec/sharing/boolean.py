@@ -81,9 +81,14 @@ class BitShare:
         return BitShare(self.own ^ other.own, self.next ^ other.next, self.count)
 
     def __getitem__(self, planes: int | slice) -> BitShare:
-        """Return some of the planes; one number gives a share of that single plane."""
+        """Return some of the planes; one number gives a share of that single plane.
+
+        Raises:
+            IndexError: There is no plane of that number.
+        """
         if isinstance(planes, int):
-            planes = slice(planes, planes + 1 or None)
+            plane = range(self.planes)[planes]  # an IndexError if there is no such plane
+            planes = slice(plane, plane + 1)
         return BitShare(self.own[planes], self.next[planes], self.count)
 
     def xor_public(self, party_id: int, bits: Planes) -> BitShare:
@@ -94,11 +99,13 @@ class BitShare:
             bits: Public planes of the same shape; the planes dimension may be 1.
 
         Raises:
-            UsageError: The party id is not 0 to 2.
+            UsageError: The party id is not 0 to 2, or the number of planes does not fit.
             ProtocolError: The planes do not fit this count.
         """
         check_party(party_id)
         _check_planes(bits, self.count)
+        if len(bits) not in {1, self.planes}:
+            raise UsageError(f"{len(bits)} public planes do not fit a share of {self.planes}")
         own = self.own ^ bits if party_id == 0 else self.own
         following = self.next ^ bits if party_id == PARTIES - 1 else self.next
         return BitShare(own, following, self.count)

@@ -49,10 +49,21 @@ def additive(name: str, secret: list[int], parties: int, bits: int, key: bytes) 
             "secret": secret, "shares": shares}  # fmt: skip
 
 
+def pairs_of(parts: list[list[int]]) -> list[list[list[int]]]:
+    """Party i's pair is copies of parts i and i+1."""
+    return [[list(parts[i]), list(parts[(i + 1) % 3])] for i in range(3)]
+
+
 def replicated(name: str, secret: list[int], bits: int, key: bytes) -> dict[str, object]:
-    parts = additive(name, secret, 3, bits, key)["shares"]
-    pairs = [[parts[i], parts[(i + 1) % 3]] for i in range(3)]
-    return {"name": name, "scheme": "replicated", "bits": bits, "key": key.hex(), "secret": secret, "shares": pairs}
+    pairs = pairs_of(additive(name, secret, 3, bits, key)["shares"])
+    return {
+        "name": name,
+        "scheme": "replicated",
+        "bits": bits,
+        "key": key.hex(),
+        "secret": secret,
+        "shares": pairs,
+    }
 
 
 def boolean(name: str, secret: list[int], planes: int, bits: int, key: bytes) -> dict[str, object]:
@@ -61,16 +72,22 @@ def boolean(name: str, secret: list[int], planes: int, bits: int, key: bytes) ->
     packed = [plane >> 64 * i & (2**64 - 1) for plane in sliced for i in range(lanes)]
     stream = words(keystream(key, 2 * len(packed) * 8), 64)
     b_0, b_1 = stream[: len(packed)], stream[len(packed) :]
-    parts = [b_0, b_1, [s ^ a ^ b for s, a, b in zip(packed, b_0, b_1, strict=True)]]
-    pairs = [[parts[i], parts[(i + 1) % 3]] for i in range(3)]
-    return {"name": name, "scheme": "boolean", "bits": bits, "planes": planes, "key": key.hex(), "secret": secret,
-            "packed": packed, "shares": pairs}  # fmt: skip
+    pairs = pairs_of([b_0, b_1, [s ^ a ^ b for s, a, b in zip(packed, b_0, b_1, strict=True)]])
+    return {"name": name, "scheme": "boolean", "bits": bits, "planes": planes, "key": key.hex(),
+            "secret": secret, "packed": packed, "shares": pairs}  # fmt: skip
 
 
 def compressed(name: str, secret: list[int], seeds: list[bytes], bits: int) -> dict[str, object]:
     masks = [expand(seed, len(secret), bits) for seed in seeds]
-    return {"name": name, "scheme": "compressed", "bits": bits, "secret": secret, "seeds": [s.hex() for s in seeds],
-            "expanded": masks, "vector": minus(secret, masks, bits)}  # fmt: skip
+    return {
+        "name": name,
+        "scheme": "compressed",
+        "bits": bits,
+        "secret": secret,
+        "seeds": [seed.hex() for seed in seeds],
+        "expanded": masks,
+        "vector": minus(secret, masks, bits),
+    }
 
 
 def bad_copies(name: str, key: bytes) -> dict[str, object]:

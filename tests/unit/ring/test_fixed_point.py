@@ -35,7 +35,9 @@ def test_every_sum_of_bytes_inside_the_range_is_exact():
 
 @pytest.mark.parametrize("ring", RINGS, ids=str)
 def test_the_largest_values_fit_and_the_next_do_not(ring):
-    largest = float(np.nextafter(2.0 ** (ring.bits - 1), 0)) if ring.bits == 64 else 2.0 ** (ring.bits - 1) - 1
+    largest = (
+        float(np.nextafter(2.0 ** (ring.bits - 1), 0)) if ring.bits == 64 else 2.0 ** (ring.bits - 1) - 1
+    )
     for sign in (1, -1):
         assert decode(encode([sign * largest], 0, ring), 0)[0] == sign * largest
         with pytest.raises(RangeError):
@@ -62,7 +64,9 @@ def test_threat_14_denormals_round_to_zero():
 
 
 def test_ties_go_to_even():
-    np.testing.assert_array_equal(encode([0.5, 1.5, 2.5, -0.5, -1.5, -2.5], 0, Ring(8)), [0, 2, 2, 0, 254, 254])
+    np.testing.assert_array_equal(
+        encode([0.5, 1.5, 2.5, -0.5, -1.5, -2.5], 0, Ring(8)), [0, 2, 2, 0, 254, 254]
+    )
 
 
 @settings(deadline=None)
@@ -88,7 +92,9 @@ def test_a_round_trip_errs_by_at_most_half_a_unit(values, fraction_bits):
     assert np.all(np.abs(back - np.array(values, dtype=float)) <= 2.0 ** -(fraction_bits + 1))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "uint8", "int64", "uint64", "bool"])
+@pytest.mark.parametrize(
+    "dtype", ["float16", "float32", "float64", "int8", "uint8", "int64", "uint64", "bool"]
+)
 def test_shapes_are_kept_for_every_real_dtype(dtype):
     for shape in [(), (0,), (3,), (2, 0, 3), (2, 3)]:
         words = encode(np.ones(shape, dtype=dtype), 8)

@@ -11,13 +11,27 @@ from fedsec.errors import InputError
 from fedsec.ring import RING32, RING64, KeyedStream, Ring
 from fedsec.ring.kernels import matmul, matmul_plain
 
-SHAPES = [(0, 3, 4), (4, 0, 2), (3, 2, 0), (1, 1, 1), (1, 64, 10), (4, 2, 1), (5, 7, 3), (8, 6, 10), (121, 90, 32)]
+SHAPES = [
+    (0, 3, 4),
+    (4, 0, 2),
+    (3, 2, 0),
+    (1, 1, 1),
+    (1, 64, 10),
+    (4, 2, 1),
+    (5, 7, 3),
+    (8, 6, 10),
+    (121, 90, 32),
+]
 
 
 def _python(code, **environment):
     """Run code in a new interpreter and return what it prints; a failure shows its stderr."""
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -94,8 +108,8 @@ CACHE_CODE = """
 import numpy as np, numba
 from fedsec.ring import _compiled
 from fedsec.ring.kernels import matmul
-print(matmul(np.ones((4, 2), np.uint32), np.ones((2, 1), np.uint32)).tolist(), _compiled._cache_folder(), end=" ")
-print(repr(numba.config.CACHE_DIR))
+product = matmul(np.ones((4, 2), np.uint32), np.ones((2, 1), np.uint32))
+print(product.tolist(), _compiled._cache_folder(), repr(numba.config.CACHE_DIR))
 """
 
 
@@ -112,7 +126,9 @@ def test_without_a_writable_folder_the_kernels_still_work(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("a file where the cache folder should be")
 
-    assert _python(CACHE_CODE, XDG_CACHE_HOME=str(blocked), NUMBA_CACHE_DIR="").startswith("[[2], [2], [2], [2]] None")
+    assert _python(CACHE_CODE, XDG_CACHE_HOME=str(blocked), NUMBA_CACHE_DIR="").startswith(
+        "[[2], [2], [2], [2]] None"
+    )
 
 
 def test_a_folder_that_others_can_write_is_not_used(tmp_path):

@@ -60,7 +60,9 @@ def test_a_derived_key_is_hkdf_under_a_versioned_label(context):
 
 def test_threat_03_purpose_and_context_never_run_into_each_other():
     parts = ["a", "ab", "abc", "b", "bc", "c"]
-    keys = [derive_key(KEY, purpose=p, context=c) for p in parts for c in (b"", b"a", b"b", b"bc", b"c", b"\0")]
+    keys = [
+        derive_key(KEY, purpose=p, context=c) for p in parts for c in (b"", b"a", b"b", b"bc", b"c", b"\0")
+    ]
 
     assert len(set(keys)) == len(keys)
 
