@@ -3,9 +3,16 @@
 ================  ==========================================================================
 ``identity``      keys, certificates and roles; signatures
 ``cluster_file``  where the parties are and everyone's pinned keys
+``party_config``  what one party process is told
 ``channel``       the one interface: labelled messages in order, with deadlines
+``frames``        the bytes around a message; transcripts
+``sockets``       channels over sockets, and several at once without deadlock
 ``memory``        channels inside one process
+``tls``           connecting and accepting under mutual TLS with pinned keys
+``service``       requests and replies with bodies
+``server``        the accepting side, bounded in number, time and memory
 ``meter``         what passed, counted at the channel; rounds from message logs
+``readings``      another process' meter
 ================  ==========================================================================
 """
 
@@ -18,21 +25,42 @@ from fedsec.transport.identity import Identity, Peer, Role, verify
 from fedsec.transport.memory import MemoryChannel, memory_mesh
 from fedsec.transport.meter import MessageRecord, Meter, bytes_of, rounds_of
 from fedsec.transport.party_config import PartyConfig
+from fedsec.transport.readings import MeterReading, ReadMeter, meter_route, read_meter
+from fedsec.transport.server import Limits, Server, serve_channel
+from fedsec.transport.service import BodyReader, Call, ErrorReply, Reply, Route, call
+from fedsec.transport.sockets import SocketChannel, exchange
+from fedsec.transport.tls import connect
 
 __all__ = [
+    "BodyReader",
+    "Call",
     "Channel",
     "ClusterFile",
     "Deadline",
     "Endpoint",
+    "ErrorReply",
     "Identity",
+    "Limits",
     "MemoryChannel",
     "MessageRecord",
     "Meter",
+    "MeterReading",
     "PartyConfig",
     "Peer",
+    "ReadMeter",
+    "Reply",
     "Role",
+    "Route",
+    "Server",
+    "SocketChannel",
     "bytes_of",
+    "call",
+    "connect",
+    "exchange",
     "memory_mesh",
+    "meter_route",
+    "read_meter",
     "rounds_of",
+    "serve_channel",
     "verify",
 ]

@@ -28,28 +28,30 @@ class Channel(ABC):
         me: Name of this end.
         peer: The other end, as its certificate says.
         meter: Counts what passes here.
+        outgoing: Numbers and transcript of what leaves.
+        incoming: Numbers and transcript of what arrives.
     """
 
     def __init__(self, me: str, peer: Peer, meter: Meter | None = None, session: bytes = b"") -> None:
         self.me = me
         self.peer = peer
         self.meter = Meter() if meter is None else meter
-        self._outgoing = Direction(me, peer.name, session)
-        self._incoming = Direction(peer.name, me, session)
+        self.outgoing = Direction(me, peer.name, session)
+        self.incoming = Direction(peer.name, me, session)
 
     @property
     def session(self) -> bytes:
         """The bytes that both ends put into every tag."""
-        return self._outgoing.session
+        return self.outgoing.session
 
     @session.setter
     def session(self, session: bytes) -> None:
         """Change the session from the next message on; the other end must do the same there."""
-        self._outgoing.session = self._incoming.session = session
+        self.outgoing.session = self.incoming.session = session
 
     def transcript(self) -> bytes:
         """Return 32 bytes over every message of both directions so far; equal at both ends when idle."""
-        directions = sorted((self._outgoing, self._incoming), key=lambda direction: direction.sender)
+        directions = sorted((self.outgoing, self.incoming), key=lambda direction: direction.sender)
         return hashlib.sha256(b"".join(direction.transcript() for direction in directions)).digest()
 
     def receive(self, label: str, *, max_bytes: int, deadline: Deadline) -> bytearray:

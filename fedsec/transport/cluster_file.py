@@ -103,14 +103,12 @@ class ClusterFile:
 
     def __post_init__(self) -> None:
         if not FEWEST_PARTIES <= len(self.parties) <= MOST_PARTIES:
-            raise UsageError(
-                f"expected {FEWEST_PARTIES} to {MOST_PARTIES} parties in a cluster, got {len(self.parties)}"
-            )
+            raise UsageError(f"expected {FEWEST_PARTIES} to {MOST_PARTIES} parties, got {len(self.parties)}")
         names = [*(party.name for party in self.parties), *self.hospitals]
         keys = [*(party.public_key for party in self.parties), *self.hospitals.values()]
         if len(set(names)) != len(names) or len(set(keys)) != len(keys):
             raise UsageError(
-                "expected every party and hospital to have its own name and key; one is there twice"
+                "expected each party and hospital to have its own name and key; one is there twice"
             )
 
     @property
@@ -121,9 +119,7 @@ class ClusterFile:
             UsageError: The cluster has only two.
         """
         if len(self.parties) < COMPUTING_PARTIES:
-            raise UsageError(
-                f"expected {COMPUTING_PARTIES} parties to compute predictions, got {len(self.parties)}"
-            )
+            raise UsageError(f"expected {COMPUTING_PARTIES} parties for predictions, got {len(self.parties)}")
         return self.parties[:COMPUTING_PARTIES]
 
     def party(self, name: str) -> Endpoint:
@@ -148,9 +144,7 @@ class ClusterFile:
             return
         pinned = self._pinned(peer)
         if pinned is None:
-            raise TrustError(
-                f"the cluster file names no {peer.role} {peer.name!r}; the connection is refused"
-            )
+            raise TrustError(f"the cluster file names no {peer.role} {peer.name!r}; connection refused")
         if pinned != peer.public_key:
             raise TrustError(f"the cluster file has another key for {peer}; the connection is refused")
 
@@ -175,9 +169,7 @@ class ClusterFile:
         table = toml.read(Path(path))
         toml.refuse_unknown(table, _KEYS, where, required=("version", "authority", "parties"))
         if table["version"] != VERSION:
-            raise UsageError(
-                f"{where}: expected version {VERSION}, got {table['version']!r}; write the file again"
-            )
+            raise UsageError(f"{where}: expected version {VERSION}, got {table['version']!r}; write it again")
         parties = toml.expect(table, "parties", list, where)
         hospitals = toml.expect(table, "hospitals", dict, where, {})
         return cls(

@@ -67,9 +67,7 @@ class Direction:
         """
         size = memoryview(payload).nbytes
         if size > MOST_PAYLOAD_BYTES:
-            raise ProtocolError(
-                f"expected at most {MOST_PAYLOAD_BYTES} bytes in message {label!r}, got {size}"
-            )
+            raise ProtocolError(f"expected at most {MOST_PAYLOAD_BYTES} bytes in {label!r}, got {size}")
         tag = step_tag(self.session, label, self.sender, self.receiver)
         header = _HEADER.pack(_MAGIC, WIRE_VERSION, 0, size, self.sequence, tag)
         self.accept(header, payload)
@@ -98,9 +96,7 @@ class Direction:
         magic, version, reserved, size, sequence, tag = _HEADER.unpack(header)
         expected = _one_of(labels)
         if magic != _MAGIC or reserved != 0:
-            raise ProtocolError(
-                f"expected {expected} from {self.sender}, got bytes that are no fedsec message"
-            )
+            raise ProtocolError(f"expected {expected} from {self.sender}, got bytes that are no message")
         if version != WIRE_VERSION:
             raise ProtocolError(f"expected wire version {WIRE_VERSION} from {self.sender}, got {version}")
         if sequence != self.sequence:
@@ -110,11 +106,11 @@ class Direction:
                 break
         else:
             raise ProtocolError(
-                f"expected {expected} from {self.sender} (message {sequence}), got a message of another step or session"
+                f"expected {expected} from {self.sender} ({sequence}), got one of another step or session"
             )
         if size > max_bytes:
             raise ProtocolError(
-                f"expected at most {max_bytes} bytes in {label!r} from {self.sender}, got {size}"
+                f"expected at most {max_bytes} bytes in {label!r} of {self.sender}, got {size}"
             )
         return label, int(size)
 

@@ -46,8 +46,8 @@ def check_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"expected a name of 1 to 63 lower-case letters, digits, '.', '_' or '-', starting with a letter or "
-            f"digit, got {name[:80]!r}"
+            f"expected a name of 1 to 63 lower-case letters, digits, '.', '_' or '-', a letter or "
+            f"digit first, got {name[:80]!r}"
         )
     return name
 
@@ -100,13 +100,11 @@ def _name_and_role(certificate: x509.Certificate) -> tuple[str, Role]:
         role = Role(role_text)
     except (x509.ExtensionNotFound, ValueError) as error:
         raise TrustError(
-            "expected a certificate with one common name and one role (urn:fedsec:<role>:<name>), got one without; "
+            "expected a certificate with one common name and one role (urn:fedsec:<role>:<name>); "
             "issue it with `fedsec keys`"
         ) from error
     if common.value != name or not _NAME.fullmatch(name):
-        raise TrustError(
-            "expected the same name twice in a certificate, as common name and in its role, got two"
-        )
+        raise TrustError("expected one name in a certificate, as common name and in its role, got two")
     return name, role
 
 
@@ -160,11 +158,11 @@ class Identity:
             mode = path.stat().st_mode & 0o777
         except OSError as error:
             raise UsageError(
-                f"expected an identity file at {path}: {error.strerror}; make one with `fedsec keys`"
+                f"expected an identity file at {path}: {error.strerror}; see `fedsec keys`"
             ) from error
         if mode & 0o077:
             raise TrustError(
-                f"expected {path} to be readable by its owner only, got mode {mode:o}; it holds a private key: "
+                f"expected {path} to be readable by its owner only, since it holds a key, got mode {mode:o}: "
                 f"chmod 600 {path}"
             )
         try:
@@ -200,7 +198,7 @@ class Identity:
         return self.peer.fingerprint
 
     def sign(self, message: bytes) -> bytes:
-        """Return the 64-byte Ed25519 signature of ``message``; the caller puts its purpose into the message."""
+        """Return the 64-byte signature of ``message``, in which the caller has put its purpose."""
         return self._key.sign(message)
 
     @cached_property
@@ -238,13 +236,9 @@ def _checked_peer(
 ) -> Peer:
     peer = _peer_of(own)
     if key.public_key().public_bytes_raw() != peer.public_key:
-        raise TrustError(
-            f"expected key and certificate in {path} to belong together; they do not: issue it again"
-        )
+        raise TrustError(f"expected key and certificate in {path} to belong together: issue it again")
     try:
         own.verify_directly_issued_by(authority)
     except (InvalidSignature, ValueError, TypeError) as error:
-        raise TrustError(
-            f"expected the authority in {path} to have issued its certificate; it did not"
-        ) from error
+        raise TrustError(f"expected the authority in {path} to be the issuer of its certificate") from error
     return peer

@@ -49,10 +49,10 @@ class MemoryChannel(Channel):
         """Hand a copy of the payload to the other end; see :meth:`Channel.send`."""
         if self._lost:
             raise self._gone(label)
-        sequence = self._outgoing.sequence
+        sequence = self.outgoing.sequence
         # The sender may use its buffer again at once, as it may with a socket.
         copied = bytearray(memoryview(payload).cast("B") if memoryview(payload).nbytes else b"")
-        header = self._outgoing.seal(label, copied)
+        header = self.outgoing.seal(label, copied)
         self.meter.sent(self.me, self.peer.name, label, sequence, len(copied))
         self._outbox.put((label, header, copied))
 
@@ -65,13 +65,13 @@ class MemoryChannel(Channel):
         if message is None:
             raise self._gone(labels[0])
         sent_as, header, payload = message
-        sequence = self._incoming.sequence
+        sequence = self.incoming.sequence
         try:
-            label, _size = self._incoming.check(header, labels, max_bytes)
+            label, _size = self.incoming.check(header, labels, max_bytes)
         except ProtocolError as error:
             self.close()
             raise ProtocolError(f"{error} (it was sent as {sent_as!r})") from error
-        self._incoming.accept(header, payload)
+        self.incoming.accept(header, payload)
         self.meter.received(self.peer.name, self.me, label, sequence, len(payload))
         if self._record:
             self.received.append((label, bytes(payload)))
@@ -102,9 +102,7 @@ class MemoryChannel(Channel):
             self.interrupt()
 
     def _gone(self, label: str) -> PeerLostError:
-        return PeerLostError(
-            f"expected {label!r} to pass between {self.me} and {self.peer.name}, whose link is closed"
-        )
+        return PeerLostError(f"expected {label!r} between {self.me} and {self.peer.name}; the link is closed")
 
 
 def memory_mesh(

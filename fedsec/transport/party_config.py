@@ -49,9 +49,7 @@ class PartyConfig:
                 "a sum over one hospital is its update"
             )
         if self.log_level not in LOG_LEVELS:
-            raise UsageError(
-                f"expected log_level to be one of {', '.join(LOG_LEVELS)}, got {self.log_level!r}"
-            )
+            raise UsageError(f"expected log_level in {', '.join(LOG_LEVELS)}, got {self.log_level!r}")
 
     @classmethod
     def load(cls, path: Path) -> PartyConfig:

@@ -1,0 +1,1 @@
+"""Certificates, key files, and a cluster of parties started, watched and stopped."""

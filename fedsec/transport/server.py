@@ -1,0 +1,300 @@
+"""The accepting side of a party: one thread a connection, bounded in number, time and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from fedsec.errors import FedsecError, PeerLostError, ProtocolError
+from fedsec.transport.channel import Channel
+from fedsec.transport.deadline import Deadline
+from fedsec.transport.identity import Identity, Peer
+from fedsec.transport.meter import Meter
+from fedsec.transport.service import (
+    Call,
+    Refused,
+    Reply,
+    Route,
+    read_request,
+    send_error,
+    send_reply,
+)
+from fedsec.transport.tls import open_server
+
+_LOG = logging.getLogger(__name__)
+_JOIN_S = 5.0
+_ACCEPT_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What strangers and slow peers may cost.
+
+    Attributes:
+        max_connections: Connections that are through their handshake; more are closed. 1000 hospitals
+            and their company fit.
+        max_handshakes: Connections in their handshake; more wait in the kernel's queue.
+        handshake_s: Time for a handshake.
+        crowded_s: Time for a handshake while others wait: the slowest are closed to make room.
+        idle_s: Time between two requests: hospitals keep their connections while they train.
+        request_s: Time for one request, from its first byte to its answer's last.
+    """
+
+    max_connections: int = 1100
+    max_handshakes: int = 128
+    handshake_s: float = 5.0
+    crowded_s: float = 1.0
+    idle_s: float = 3600.0
+    request_s: float = 120.0
+
+
+def serve_channel(channel: Channel, routes: Iterable[Route], limits: Limits | None = None) -> bool:
+    """Answer requests on one channel until it ends, and close it.
+
+    Works on any channel, so that roles can be tested over memory.
+
+    Args:
+        channel: The connection.
+        routes: What is answered.
+        limits: Times; the defaults if None.
+
+    Returns:
+        Whether a handler has taken the channel over; then it is not closed.
+    """
+    limits = limits or Limits()
+    table = {f"{route.tag}/request": route for route in routes}
+    detached = False
+    try:
+        while not detached:
+            channel.wait(Deadline.after(limits.idle_s))
+            detached = _serve_one(channel, table, limits)
+    except PeerLostError as error:
+        _LOG.debug("connection of %s ended: %s", channel.peer, error)
+    except ProtocolError as error:
+        _LOG.warning("connection of %s was closed: %s", channel.peer, error)
+    finally:
+        if not detached:
+            channel.close()
+    return detached
+
+
+def _serve_one(channel: Channel, table: dict[str, Route], limits: Limits) -> bool:
+    def deadline_of(route: Route) -> Deadline:
+        return Deadline.after(limits.request_s if route.seconds is None else route.seconds)
+
+    try:
+        route, call = read_request(channel, table, deadline_of, Deadline.after(limits.request_s))
+    except Refused as refused:
+        refused.drop_body()
+        _LOG.warning("request of %s was refused: %s", channel.peer, refused.error)
+        send_error(channel, refused.tag, refused.error, Deadline.after(limits.request_s))
+        return False
+    answer = _answer(route, call)
+    if call.detached:
+        return True
+    call.body.drop()
+    # The handler may have waited until its own deadline; the answer gets its time.
+    deadline = Deadline.after(limits.request_s)
+    if isinstance(answer, FedsecError):
+        send_error(channel, route.tag, answer, deadline)
+    else:
+        send_reply(channel, route.tag, answer, deadline)
+    return False
+
+
+def _answer(route: Route, call: Call) -> Reply | FedsecError:
+    try:
+        reply = route.handler(call)
+    except FedsecError as error:
+        _LOG.info("%s of %s: %s", route.tag, call.peer, error)
+        return error
+    except Exception as error:
+        # Only the type: the text of an unexpected error may hold what it was working on.
+        _LOG.error("%s of %s failed with %s", route.tag, call.peer, type(error).__name__)
+        return FedsecError("internal error")
+    if reply is None and not call.detached:
+        _LOG.error("%s of %s got no answer from its handler", route.tag, call.peer)
+        return FedsecError("internal error")
+    return reply or FedsecError("detached")
+
+
+class Server:
+    """Listens under mutual TLS and answers requests; a bad peer costs its own connection only.
+
+    Args:
+        address: Host and port (0 takes a free one), or a socket that listens already and now belongs
+            to the server.
+        identity: Key and certificate of this party.
+        routes: What is answered, and for which roles.
+        limits: Bounds on connections and times.
+        meter: Counts what passes over all connections.
+        admit: Raises TrustError for a peer that may not connect; usually ``ClusterFile.admit``.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int] | socket.socket,
+        identity: Identity,
+        routes: Iterable[Route],
+        *,
+        limits: Limits | None = None,
+        meter: Meter | None = None,
+        admit: Callable[[Peer], None] | None = None,
+    ) -> None:
+        self.identity = identity
+        self.routes = tuple(routes)
+        self.limits = limits or Limits()
+        self.meter = Meter() if meter is None else meter
+        self._admit = admit
+        self._listener = address if isinstance(address, socket.socket) else _listen(address)
+        # Where shutting a listening socket down does not end accept(), the timeout does.
+        self._listener.settimeout(_ACCEPT_S)
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._handshakes = threading.BoundedSemaphore(self.limits.max_handshakes)
+        self._young: dict[socket.socket, float] = {}
+        self._channels: set[Channel] = set()
+        self._detached: weakref.WeakSet[Channel] = weakref.WeakSet()
+        self._threads: set[threading.Thread] = set()
+        self._accepting = threading.Thread(target=self._accept, name="accept", daemon=True)
+
+    @property
+    def port(self) -> int:
+        """The TCP port it listens on."""
+        return int(self._listener.getsockname()[1])
+
+    def start(self) -> None:
+        """Begin to accept connections."""
+        self._accepting.start()
+
+    def stop(self) -> None:
+        """Close every socket and join every thread; channels that were detached are interrupted.
+
+        A handler that is still at work is waited for, for 5 seconds in all.
+        """
+        self._stopping.set()
+        _shut_down(self._listener)
+        deadline = time.monotonic() + _JOIN_S
+        if self._accepting.is_alive():
+            self._accepting.join(_JOIN_S)
+        self._listener.close()
+        with self._lock:
+            for handle in self._young:
+                _shut_down(handle)
+            channels, threads = [*self._channels, *self._detached], list(self._threads)
+        for channel in channels:
+            channel.interrupt()
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _accept(self) -> None:
+        while not self._stopping.is_set():
+            if not self._handshakes.acquire(timeout=0.05):
+                self._make_room()
+                continue
+            pair = self._next()
+            if pair is None:
+                self._handshakes.release()
+                continue
+            thread = threading.Thread(target=self._connection, args=pair, name="connection", daemon=True)
+            with self._lock:
+                self._young[pair[1]] = time.monotonic()
+                self._threads.add(thread)
+            thread.start()
+
+    def _next(self) -> tuple[socket.socket, socket.socket] | None:
+        """Accept one connection; returns it with a second handle, by which others can shut it down."""
+        try:
+            sock, _address = self._listener.accept()
+        except TimeoutError:
+            return None
+        except OSError:
+            # Out of descriptors, or the peer has gone again: the next connection may succeed.
+            self._stopping.wait(0.05)
+            return None
+        try:
+            return sock, sock.dup()
+        except OSError:
+            sock.close()
+            return None
+
+    def _make_room(self) -> None:
+        """End every handshake that takes longer than others should wait for; its own thread closes it."""
+        with self._lock:
+            for handle, since in self._young.items():
+                if time.monotonic() - since > self.limits.crowded_s:
+                    _shut_down(handle)
+
+    def _connection(self, sock: socket.socket, handle: socket.socket) -> None:
+        try:
+            channel = self._open(sock, handle)
+            if channel is not None:
+                self._serve(channel)
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def _open(self, sock: socket.socket, handle: socket.socket) -> Channel | None:
+        deadline = Deadline.after(self.limits.handshake_s)
+        try:
+            return open_server(sock, self.identity, deadline=deadline, meter=self.meter, admit=self._checked)
+        except FedsecError as error:
+            _LOG.info("a connection was refused: %s", error)
+        except Exception as error:
+            _LOG.error("a handshake failed with %s", type(error).__name__)
+        finally:
+            with self._lock:
+                self._young.pop(handle, None)
+            handle.close()
+            self._handshakes.release()
+        return None
+
+    def _checked(self, peer: Peer) -> None:
+        if self._admit is not None:
+            self._admit(peer)
+        with self._lock:
+            if len(self._channels) >= self.limits.max_connections:
+                raise PeerLostError(
+                    f"{self.identity.name} has {self.limits.max_connections} connections; try later"
+                )
+
+    def _serve(self, channel: Channel) -> None:
+        with self._lock:
+            self._channels.add(channel)
+            stopping = self._stopping.is_set()
+        if stopping:
+            channel.interrupt()
+        try:
+            if serve_channel(channel, self.routes, self.limits):
+                with self._lock:
+                    self._detached.add(channel)
+        finally:
+            with self._lock:
+                self._channels.discard(channel)
+
+
+def _shut_down(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def _listen(address: tuple[str, int]) -> socket.socket:
+    return socket.create_server(address, backlog=1024)
