@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
 import numpy as np
 
 from fedsec.errors import ProtocolError
-from fedsec.mpc import Party
+from fedsec.mpc.party import Party
 from fedsec.ring import RingArray
 from fedsec.serving.agreement import (
     Proposer,
@@ -151,27 +151,19 @@ class ServiceLoop:
             StateError: the charge could not be written.
         """
         while self._book.left() != 0:
-            entries, ballots, leaving = self._lead() if self._table.party_id == LEADER else self._follow()
-            if leaving:
+            entries, ballots = self._lead() if self._table.party_id == LEADER else self._follow()
+            if leaving := self._who_leaves(ballots):
                 return leaving
             self._decide(entries, ballots)
         return []
 
-    def _lead(self) -> tuple[tuple[Entry, ...], dict[int, Ballot], list[str]]:
+    def _lead(self) -> tuple[tuple[Entry, ...], dict[int, Ballot]]:
         """Leader's half of a step: wait for something to propose, propose it, count."""
         entries = self._await_entries()
         self._last_step = time.monotonic()
-        here = self._room.reserve(key_of(entry) for entry in entries)
-        own = judge(entries, here, self._book)
-        self._proposer.settle(entries, own, self._last_step)
-        self._apply_others(entries, own, {})
-        proposed = tuple(
-            entry for entry, verdict in zip(entries, own, strict=True) if verdict == Verdict.ACCEPT
-        )
-        self._table.propose(Proposal(proposed, self._leaving.is_set()))
-        ballots = self._table.count()
-        ballots[LEADER] = Ballot((Verdict.ACCEPT,) * len(proposed), self._leaving.is_set())
-        return proposed, ballots, self._who_leaves(ballots)
+        ballot = self._vote_on(entries)
+        self._table.propose(Proposal(entries, ballot))
+        return entries, {LEADER: ballot, **self._table.count()}
 
     def _await_entries(self) -> tuple[Entry, ...]:
         """Sleep until there is something to propose, a heartbeat is due, or this party leaves."""
@@ -184,51 +176,51 @@ class ServiceLoop:
             due = self._proposer.next_due(held, now)
             self._room.wait_beyond(seen, heartbeat if due is None else min(heartbeat, max(due, 0.0005)))
 
-    def _follow(self) -> tuple[tuple[Entry, ...], dict[int, Ballot], list[str]]:
+    def _follow(self) -> tuple[tuple[Entry, ...], dict[int, Ballot]]:
         """Follower's half of a step: hear, judge, tell everyone."""
         proposal = self._table.hear()
-        here = self._room.reserve(key_of(entry) for entry in proposal.entries)
-        verdicts = judge(proposal.entries, here, self._book)
-        ballots = self._table.vote(Ballot(verdicts, self._leaving.is_set()))
-        ballots[LEADER] = Ballot((Verdict.ACCEPT,) * len(proposal.entries), proposal.leaving)
-        return proposal.entries, ballots, self._who_leaves(ballots)
+        ballots = self._table.vote(self._vote_on(proposal.entries))
+        return proposal.entries, {LEADER: proposal.ballot, **ballots}
 
-    def _who_leaves(self, ballots: dict[int, Ballot]) -> list[str]:
+    def _vote_on(self, entries: Sequence[Entry]) -> Ballot:
+        """Judge a proposal; what is here of it is reserved until the decision."""
+        here = self._room.reserve(key_of(entry) for entry in entries)
+        return Ballot(judge(entries, here, self._book), self._leaving.is_set())
+
+    def _who_leaves(self, ballots: Mapping[int, Ballot]) -> list[str]:
         """Names of the parties that end the service with this step."""
         return [self._table.name(party) for party, ballot in sorted(ballots.items()) if ballot.leaving]
 
-    def _decide(self, entries: Sequence[Entry], ballots: dict[int, Ballot]) -> None:
+    def _decide(self, entries: Sequence[Entry], ballots: Mapping[int, Ballot]) -> None:
         """Answer what everyone accepted; refuse or put off the rest."""
         verdicts = combine([ballot.verdicts for ballot in ballots.values()], len(entries))
-        self._apply_others(entries, verdicts, ballots)
         if self._table.party_id == LEADER:
             self._proposer.settle(entries, verdicts, time.monotonic())
-        batch = [entry for entry, verdict in zip(entries, verdicts, strict=True) if verdict is Verdict.ACCEPT]
+        batch: list[Entry] = []
+        for index, (entry, verdict) in enumerate(zip(entries, verdicts, strict=True)):
+            if verdict is Verdict.ACCEPT:
+                batch.append(entry)
+            elif verdict.final:
+                error = refusal(verdict, entry.images, self._book, entry.fingerprint)
+                self._room.refuse(key_of(entry), error)
+            else:
+                self._room.put_off(key_of(entry), self._lacking(index, ballots))
         if batch:
             self._answer(batch)
             self._refuse_hopeless()
 
-    def _apply_others(
-        self, entries: Sequence[Entry], verdicts: Sequence[Verdict], ballots: dict[int, Ballot]
-    ) -> None:
-        """Refuse what is final and put off what may still come."""
-        for index, (entry, verdict) in enumerate(zip(entries, verdicts, strict=True)):
-            if verdict.final:
-                error = refusal(verdict, entry.images, self._book, entry.fingerprint)
-                self._room.refuse(key_of(entry), error)
-            elif verdict is not Verdict.ACCEPT:
-                lacking = [
-                    self._table.name(party)
-                    for party, ballot in sorted(ballots.items())
-                    if ballot.verdicts[index] == Verdict.ABSENT
-                ]
-                self._room.put_off(
-                    key_of(entry), f"{' and '.join(lacking)} got no part of it" if lacking else ""
-                )
+    def _lacking(self, index: int, ballots: Mapping[int, Ballot]) -> str:
+        """Say which parties have no part of an entry, for the error that its sender may get."""
+        names = [
+            self._table.name(party)
+            for party, ballot in sorted(ballots.items())
+            if ballot.verdicts[index] == Verdict.ABSENT
+        ]
+        return f"{' and '.join(names)} got no part of it" if names else "it found no room"
 
     def _answer(self, batch: Sequence[Entry]) -> None:
         """Charge, compute and give out one batch that all three accepted."""
-        # Durable before anything of the session's streams is used: a crash may cost an answer, never a charge.
+        # Durable before any of the session's streams is used: a crash may cost an answer, never a charge.
         self._book.charge(batch)
         keys = [key_of(entry) for entry in batch]
         try:

@@ -26,7 +26,7 @@ Id = Annotated[bytes, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
 ImageCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_IMAGES)]
-PlanBytes = Annotated[bytes, msgspec.Meta(max_length=49_152)]
+PlanBytes = Annotated[bytes, msgspec.Meta(max_length=262_144)]
 
 State = Literal["idle", "starting", "serving", "ended", "stopped", "failed"]
 """Life of a service: ``ended`` has answered its number, ``stopped`` was asked to, ``failed`` broke."""
@@ -36,7 +36,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """What all messages share: immutable, named fields, unknown fields refused."""
 
 
-class ShareModel(Message, tag="share-model"):
+class ShareModel(Message, frozen=True, tag="share-model"):
     """Owner to party: hold this part of a model's weights in memory. The body is the part."""
 
     model: Id
@@ -44,26 +44,26 @@ class ShareModel(Message, tag="share-model"):
     digest: Digest
 
 
-class ModelHeld(Message, tag="model-held"):
+class ModelHeld(Message, frozen=True, tag="model-held"):
     """The party holds its part; ``digest`` is the plan's as the party computed it."""
 
     model: Id
     digest: Digest
 
 
-class ForgetModel(Message, tag="forget-model"):
+class ForgetModel(Message, frozen=True, tag="forget-model"):
     """Owner to party: drop the part of this model."""
 
     model: Id
 
 
-class ModelForgotten(Message, tag="model-forgotten"):
+class ModelForgotten(Message, frozen=True, tag="model-forgotten"):
     """The party holds no part of the model any more."""
 
     model: Id
 
 
-class Serve(Message, tag="serve"):
+class Serve(Message, frozen=True, tag="serve"):
     """Owner to party: link up with the other two and answer predictions.
 
     ``num_requests`` counts images answered by this service before it ends by itself; ``quota``
@@ -76,17 +76,17 @@ class Serve(Message, tag="serve"):
     quota: Limit | None = None
 
 
-class ReadStatus(Message, tag="read-status"):
+class ReadStatus(Message, frozen=True, tag="read-status"):
     """Owner or party: how is the service? The reply waits up to ``wait_s`` seconds for its end."""
 
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.0
 
 
-class StopService(Message, tag="stop-service"):
+class StopService(Message, frozen=True, tag="stop-service"):
     """Owner to party: end the service; the reply comes when it has ended."""
 
 
-class Status(Message, tag="status"):
+class Status(Message, frozen=True, tag="status"):
     """What a party says of its newest service; ``text`` and ``code`` tell why one failed."""
 
     state: State
@@ -99,24 +99,24 @@ class Status(Message, tag="status"):
     text: str = ""
 
 
-class OpenLink(Message, tag="open-link"):
+class OpenLink(Message, frozen=True, tag="open-link"):
     """Party to the next party: this connection becomes the link of the two for one service."""
 
     service: Id
     terms: Digest
 
 
-class LinkOpened(Message, tag="link-opened"):
+class LinkOpened(Message, frozen=True, tag="link-opened"):
     """The link is taken; the next bytes on it belong to the session."""
 
     service: Id
 
 
-class Describe(Message, tag="describe"):
+class Describe(Message, frozen=True, tag="describe"):
     """User to party: which model is served here?"""
 
 
-class Description(Message, tag="description"):
+class Description(Message, frozen=True, tag="description"):
     """The served model; a client goes on only if three parties describe the same one."""
 
     service: Id
@@ -125,7 +125,7 @@ class Description(Message, tag="description"):
     digest: Digest
 
 
-class Query(Message, tag="query"):
+class Query(Message, frozen=True, tag="query"):
     """User to party: one part of a request; the body is the part of ``images`` images."""
 
     service: Id
@@ -133,7 +133,7 @@ class Query(Message, tag="query"):
     images: ImageCount
 
 
-class Answer(Message, tag="answer"):
+class Answer(Message, frozen=True, tag="answer"):
     """Party to user: the body is this party's additive share of the logits, re-randomised."""
 
     request: Id
@@ -149,13 +149,6 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     images: ImageCount
 
 
-class Proposal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Leader to the others: this could be the next batch. Empty as a heartbeat."""
-
-    entries: Annotated[tuple[Entry, ...], msgspec.Meta(max_length=MAX_IMAGES)]
-    leaving: bool = False
-
-
 class Ballot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A party's verdict on each entry of the proposal, in its order."""
 
@@ -163,3 +156,10 @@ class Ballot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
         tuple[Annotated[int, msgspec.Meta(ge=0, le=255)], ...], msgspec.Meta(max_length=MAX_IMAGES)
     ]
     leaving: bool = False
+
+
+class Proposal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Leader to the others: this could be the next batch, with its own ballot. Empty as a heartbeat."""
+
+    entries: Annotated[tuple[Entry, ...], msgspec.Meta(max_length=MAX_IMAGES)]
+    ballot: Ballot

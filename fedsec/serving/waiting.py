@@ -64,7 +64,7 @@ class WaitingRoom:
             FedsecError: whatever ended the service.
         """
         with self._changed:
-            self._check_open()
+            self.check_open()
             if key in self._tickets:
                 raise UsageError("a part of this request waits here: draw a fresh id for every request")
             of_user = sum(1 for other in self._tickets if other.fingerprint == key.fingerprint)
@@ -79,7 +79,7 @@ class WaitingRoom:
             self._changed.notify_all()
             return ticket
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
         """Raise what ended the service, if it has ended; a fresh error for every sender."""
         if self._closed is not None:
             raise type(self._closed)(*self._closed.args)

@@ -1,0 +1,199 @@
+"""The model owner's end: weights leave in shares, one part to each party, and are served.
+
+The owner speaks to each party itself. Weights are encoded and split here; a party never sees them,
+and none of this writes them anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from fedsec.errors import DeadlineError, ProtocolError, ServiceEndedError, UsageError, by_code
+from fedsec.nn import Plan, Weights
+from fedsec.serving import parts
+from fedsec.serving.asking import Ask, ask_each, connect_all
+from fedsec.serving.messages import (
+    ID_BYTES,
+    ForgetModel,
+    ModelForgotten,
+    ModelHeld,
+    ReadStatus,
+    Serve,
+    ShareModel,
+    Status,
+    StopService,
+)
+from fedsec.serving.weights import flat_weights, plan_to_wire
+from fedsec.transport import Deadline, Endpoint, Identity, Meter
+from fedsec.transport.service import call
+
+_CONNECT_S = 15.0
+_SHARE_S = 120.0
+_START_S = 90.0
+_ANSWER_S = 40.0
+_POLL_S = 2.0
+
+
+class Owner:
+    """The owner of a model, connected to the three computing parties.
+
+    Args:
+        parties: the three computing parties in order (``ClusterFile.computing``).
+        identity: the owner's, role inside.
+        timeout_s: for connecting to all three.
+
+    Raises:
+        TrustError: a party is not the pinned one, or refuses this certificate.
+        PeerLostError, DeadlineError: a party does not answer; the text names it.
+
+    Attributes:
+        meter: counts the bytes of the owner's connections.
+    """
+
+    def __init__(
+        self, parties: Sequence[Endpoint], identity: Identity, *, timeout_s: float = _CONNECT_S
+    ) -> None:
+        self.meter = Meter()
+        self._model: bytes | None = None
+        self._channels = connect_all(tuple(parties), identity, Deadline.after(timeout_s), self.meter)
+
+    def share(self, plan: Plan, weights: Weights, *, model_id: bytes | None = None) -> bytes:
+        """Encode the weights, split them, and give each party its part, in memory.
+
+        Args:
+            plan: the public plan.
+            weights: float arrays in plan order.
+            model_id: 16 bytes; a fresh id by default. Sharing a model again under its old id, for
+                example after a party's restart, keeps counting its users' quotas.
+
+        Returns:
+            The model's id.
+
+        Raises:
+            UsageError: a party has no room, or holds this id already.
+            PeerLostError: a party was lost; no party serves the model then.
+        """
+        model = os.urandom(ID_BYTES) if model_id is None else model_id
+        plan_bytes, digest = plan_to_wire(plan)
+        message = ShareModel(model=model, plan=plan_bytes, digest=digest)
+        asks = [Ask(message, body) for body in parts.split(flat_weights(plan, weights))]
+        for channel, (held, _) in zip(
+            self._channels, ask_each(self._channels, asks, ModelHeld, Deadline.after(_SHARE_S)), strict=True
+        ):
+            if held != ModelHeld(model=model, digest=digest):
+                raise ProtocolError(
+                    f"{channel.peer.name} holds another model than was sent: it is not served"
+                )
+        self._model = model
+        return model
+
+    def serve(
+        self, num_requests: int | None = None, *, model_id: bytes | None = None, quota: int | None = None
+    ) -> Status:
+        """Start serving; returns when users can ask.
+
+        Args:
+            num_requests: images to answer before the service ends by itself; no limit by default.
+            model_id: which model; the last one shared by default.
+            quota: images that one certificate may ask of the model, over all its services; no limit
+                by default.
+
+        Raises:
+            UsageError: nothing was shared, a service runs already, or a limit is below 1.
+            PeerLostError, DeadlineError: a party was lost; the text names it.
+        """
+        model = self._model if model_id is None else model_id
+        if model is None:
+            raise UsageError("share a model first, or say which one by its id")
+        for name, limit in (("num_requests", num_requests), ("quota", quota)):
+            if limit is not None and limit < 1:
+                raise UsageError(f"{name}: expected at least 1 image or None for no limit, got {limit}")
+        for channel, status in zip(self._channels, self._statuses(), strict=True):
+            if model not in status.models:
+                raise UsageError(
+                    f"{channel.peer.name} holds no part of this model: share it with all three again"
+                )
+            if status.state in {"starting", "serving"}:
+                raise UsageError(f"{channel.peer.name} serves already: stop that service first")
+        message = Serve(service=os.urandom(ID_BYTES), model=model, num_requests=num_requests, quota=quota)
+        replies = ask_each(self._channels, [Ask(message)] * 3, Status, Deadline.after(_START_S))
+        return replies[0][0]
+
+    def status(self) -> Status:
+        """Return the leader's status: state, images answered, and why a service failed."""
+        return call(self._channels[0], ReadStatus(), Status, deadline=Deadline.after(_ANSWER_S))[0]
+
+    def wait(self, timeout_s: float | None = None) -> Status:
+        """Wait until the service has ended by itself.
+
+        Args:
+            timeout_s: longest wait; for ever by default, but never for a party that is gone.
+
+        Returns:
+            The last status, ``ended`` or ``stopped``.
+
+        Raises:
+            DeadlineError: the service runs longer than ``timeout_s``.
+            PeerLostError: a party was lost; the text names it.
+            FedsecError: whatever else ended the service.
+        """
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            wait_s = _POLL_S if end is None else max(0.0, min(_POLL_S, end - time.monotonic()))
+            asks = [Ask(ReadStatus(wait_s=wait_s))] * 3
+            replies = ask_each(self._channels, asks, Status, Deadline.after(_ANSWER_S))
+            done = [status for status, _ in replies if status.state not in {"starting", "serving"}]
+            if len(done) == len(replies):
+                return _told(done)
+            if end is not None and time.monotonic() >= end:
+                raise DeadlineError(
+                    f"the service still runs after {timeout_s:g} s, {replies[0][0].answered} images answered"
+                )
+
+    def stop(self) -> Status:
+        """End the service, if one runs; returns when all three parties have ended it."""
+        replies = ask_each(self._channels, [Ask(StopService())] * 3, Status, Deadline.after(_ANSWER_S))
+        return replies[0][0]
+
+    def forget(self, model_id: bytes | None = None) -> None:
+        """Let all three parties drop their parts of a model that is not being served.
+
+        Args:
+            model_id: which model; the last one shared by default.
+        """
+        model = self._model if model_id is None else model_id
+        if model is not None:
+            asks = [Ask(ForgetModel(model=model))] * 3
+            ask_each(self._channels, asks, ModelForgotten, Deadline.after(_ANSWER_S))
+
+    def close(self) -> None:
+        """Close the connections; a running service goes on. May be called twice."""
+        for channel in self._channels:
+            channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _statuses(self) -> list[Status]:
+        """Return all three parties' statuses."""
+        replies = ask_each(self._channels, [Ask(ReadStatus())] * 3, Status, Deadline.after(_ANSWER_S))
+        return [status for status, _ in replies]
+
+
+def _told(statuses: Sequence[Status]) -> Status:
+    """Return the final status, or raise what a party says broke the service."""
+    for status in statuses:
+        if status.state == "idle":
+            raise ServiceEndedError("no service runs, and none has run since the party started")
+        if status.state == "failed":
+            raise by_code(status.code)(status.text)
+    return statuses[0]

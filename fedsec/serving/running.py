@@ -1,0 +1,221 @@
+"""One service at one party, from linking up to its end: its thread, its state, its channels."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+import numpy as np
+
+from fedsec.errors import FedsecError, ServiceEndedError
+from fedsec.mpc.party import Party
+from fedsec.mpc.session import establish
+from fedsec.nn import layers
+from fedsec.ring import Ring
+from fedsec.serving.ledger import ServiceBook
+from fedsec.serving.limits import Limits
+from fedsec.serving.loop import ServiceLoop, Table
+from fedsec.serving.messages import State, Status
+from fedsec.serving.shelf import HeldModel
+from fedsec.serving.waiting import WaitingRoom
+from fedsec.sharing.replicated import RepShare
+from fedsec.transport import Channel, Deadline, Endpoint
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the owner told a party of a service; all three must have been told the same."""
+
+    service: bytes
+    model: bytes
+    plan_digest: bytes
+    num_requests: int | None
+    quota: int | None
+    parties: tuple[Endpoint, ...]
+
+    def digest(self) -> bytes:
+        """Return SHA-256 over the terms in one canonical encoding; it names the session of the links."""
+        parties = [(party.name, party.public_key) for party in self.parties]
+        told = ("fedsec serving terms v1", self.service, self.model, self.plan_digest)
+        return hashlib.sha256(
+            msgspec.msgpack.encode((*told, self.num_requests, self.quota, parties))
+        ).digest()
+
+
+LinkUp = Callable[[Deadline], tuple[Channel, Channel]]
+"""Returns the links to the previous and to the following party."""
+
+Explain = Callable[[FedsecError], FedsecError]
+"""Finds out which party is behind an error of the links."""
+
+
+class RunningService:
+    """A service of which this party is one of three.
+
+    Args:
+        party_id: 0, 1 or 2.
+        terms: what the owner asked for.
+        held: this party's part of the model.
+        book: the durable charges.
+        limits: waits and sizes.
+        link_up: makes the links.
+        explain: names the culprit of a lost link.
+    """
+
+    def __init__(
+        self,
+        party_id: int,
+        terms: Terms,
+        held: HeldModel,
+        book: ServiceBook,
+        *,
+        limits: Limits,
+        link_up: LinkUp,
+        explain: Explain,
+    ) -> None:
+        self.terms = terms
+        self.held = held
+        self.book = book
+        self.room = WaitingRoom(max_images=limits.waiting_images, max_per_user=limits.waiting_per_user)
+        self._party_id = party_id
+        self._limits = limits
+        self._link_up = link_up
+        self._explain = explain
+        self._leaving = threading.Event()
+        self._links: tuple[Channel, ...] = ()
+        self._changed = threading.Condition()
+        self._state: State = "starting"
+        self._error: FedsecError | None = None
+        self._thread = threading.Thread(target=self._main, name="serving", daemon=True)
+
+    def start(self) -> None:
+        """Start the compute thread."""
+        self._thread.start()
+
+    @property
+    def over(self) -> bool:
+        """Whether the service has ended, in whatever way."""
+        return self._state not in {"starting", "serving"}
+
+    def await_started(self, deadline: Deadline) -> None:
+        """Wait until predictions can be asked for.
+
+        Raises:
+            FedsecError: the service failed while starting.
+            DeadlineError: it did not start in time.
+        """
+        with self._changed:
+            while self._state == "starting":
+                self._changed.wait(deadline.remaining("the other two parties"))
+            if self._state == "failed" and self._error is not None:
+                raise type(self._error)(*self._error.args)
+
+    def await_end(self, seconds: float) -> bool:
+        """Wait for the end, at most so long; returns whether it has come."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.over, seconds)
+
+    def status(self, models: tuple[bytes, ...]) -> Status:
+        """Return what the owner and the other parties may know."""
+        with self._changed:
+            state, error = self._state, self._error
+        return Status(
+            state=state,
+            models=models,
+            service=self.terms.service,
+            model=self.terms.model,
+            num_requests=self.terms.num_requests,
+            answered=self.book.answered(),
+            code="" if error is None else error.code,
+            text="" if error is None else str(error),
+        )
+
+    def leave(self) -> None:
+        """Ask all three parties to end with the next step."""
+        self._leaving.set()
+        self.room.wake()
+
+    def break_off(self) -> None:
+        """End every wait on the links at once; the other parties see a lost link."""
+        for link in self._links:
+            link.interrupt()
+
+    def _main(self) -> None:
+        """Run the service in its thread and say how it ended."""
+        try:
+            with ExitStack() as links:
+                state, error = self._serve(links)
+        except FedsecError as lost:
+            state, error = "failed", self._explain(lost)
+        except Exception as unexpected:
+            # The text of an unexpected exception could hold data; its type and place are enough to look.
+            logger.error("the service ended with an internal error: %s", _where(unexpected))  # noqa: TRY400
+            state, error = (
+                "failed",
+                FedsecError("the service ended with an internal error; see the party's log"),
+            )
+        logger.info("service %s: %s", state, error)
+        self._become(state, error)
+        self.room.close(error)
+
+    def _serve(self, links: ExitStack) -> tuple[State, FedsecError]:
+        """Link up, rehearse once, answer until the end."""
+        previous, following = self._link_up(Deadline.after(self._limits.setup_s))
+        self._links = (links.enter_context(previous), links.enter_context(following))
+        plan = self.held.plan
+        party = establish(
+            self._party_id,
+            previous,
+            following,
+            self.terms.digest(),
+            Deadline.after(self._limits.setup_s),
+            ring=Ring(plan.ring_bits),
+        )
+        compute = partial(layers.predict, party, plan, list(self.held.weights))
+        self._rehearse(party, compute)
+        loop = ServiceLoop(
+            party,
+            Table(self._party_id, previous, following, self._limits.silence_s),
+            book=self.book,
+            room=self.room,
+            compute=compute,
+            input_shape=plan.input_shape,
+            fraction_bits=plan.fraction_bits,
+            limits=self._limits,
+            leaving=self._leaving,
+        )
+        self._become("serving", None)
+        logger.info("service starts: %s images to answer", self.terms.num_requests or "unlimited")
+        leaving = loop.run()
+        if leaving:
+            return "stopped", ServiceEndedError(f"the service was stopped by {' and '.join(leaving)}")
+        return "ended", ServiceEndedError(f"the service has answered its {self.terms.num_requests} images")
+
+    def _rehearse(self, party: Party, compute: Callable[[RepShare], RepShare]) -> None:
+        """Predict one image of zeros before anyone asks, so that the first user waits for no compilation."""
+        zeros = np.zeros((1, *self.held.plan.input_shape), dtype=party.ring.dtype)
+        party.wait_s = self._limits.setup_s
+        compute(RepShare(own=zeros, next=zeros, fraction_bits=self.held.plan.fraction_bits))
+        party.wait_s = self._limits.silence_s
+
+    def _become(self, state: State, error: FedsecError | None) -> None:
+        """Change the state and tell whoever waits for it."""
+        with self._changed:
+            self._state, self._error = state, error
+            self._changed.notify_all()
+
+
+def _where(error: BaseException) -> str:
+    """Return type and place of an exception, without its text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown place"
+    return f"{type(error).__name__} at {place}"

@@ -1,0 +1,85 @@
+"""The models of which a party holds a part: in memory only, bounded, gone with the process."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from fedsec.errors import UsageError
+from fedsec.nn import Plan
+from fedsec.sharing.replicated import RepShare
+
+
+@dataclass(frozen=True, slots=True)
+class HeldModel:
+    """One party's part of one model.
+
+    Attributes:
+        model: the owner's id for it.
+        plan: the public plan.
+        plan_bytes: the plan as it travelled, so that all parties describe the same bytes.
+        digest: the plan's digest.
+        weights: this party's shares of the weights, in plan order.
+    """
+
+    model: bytes
+    plan: Plan
+    plan_bytes: bytes = field(repr=False)
+    digest: bytes
+    weights: tuple[RepShare, ...] = field(repr=False)
+
+
+class Shelf:
+    """All models held here."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._models: dict[bytes, HeldModel] = {}
+
+    def check_room(self, model: bytes) -> None:
+        """Refuse a model before its part is read.
+
+        Raises:
+            UsageError: the shelf is full, or holds the model already.
+        """
+        with self._lock:
+            self._check_room(model)
+
+    def put(self, held: HeldModel) -> None:
+        """Hold a model.
+
+        Raises:
+            UsageError: the shelf has filled up meanwhile, or holds the model already.
+        """
+        with self._lock:
+            self._check_room(held.model)
+            self._models[held.model] = held
+
+    def _check_room(self, model: bytes) -> None:
+        """Do the check, with the lock held."""
+        if model in self._models:
+            raise UsageError("this model is held here already: forget it first, or share under a fresh id")
+        if len(self._models) >= self._most:
+            raise UsageError(f"{len(self._models)} models are held here, the most there may be: forget one")
+
+    def get(self, model: bytes) -> HeldModel:
+        """Return a held model.
+
+        Raises:
+            UsageError: no part of it is here, for example after a restart.
+        """
+        with self._lock:
+            if model not in self._models:
+                raise UsageError("no part of this model is held here (a restart forgets it): share it again")
+            return self._models[model]
+
+    def drop(self, model: bytes) -> None:
+        """Forget a model; nothing happens if it is not held."""
+        with self._lock:
+            self._models.pop(model, None)
+
+    def ids(self) -> tuple[bytes, ...]:
+        """Ids of all models held."""
+        with self._lock:
+            return tuple(self._models)

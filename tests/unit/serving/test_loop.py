@@ -1,0 +1,323 @@
+"""Three serving loops in one process over links in memory: agreement, charges, answers, ends."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedsec.errors import DeadlineError, FedsecError, PeerLostError, ProtocolError, ServiceEndedError
+from fedsec.mpc.party import Party, pair_streams
+from fedsec.ring import RING64
+from fedsec.serving import parts
+from fedsec.serving.agreement import RequestKey
+from fedsec.serving.ledger import Ledger, ServiceBook
+from fedsec.serving.limits import Limits
+from fedsec.serving.loop import Compute, ServiceLoop, Table
+from fedsec.serving.waiting import Ticket, WaitingRoom
+from fedsec.sharing.replicated import RepShare
+from fedsec.transport import Deadline, MemoryChannel, memory_mesh
+
+NAMES = ("alice", "bob", "carol")
+LIMITS = Limits(heartbeat_s=0.05, silence_s=5.0)
+USER = b"u" * 32
+
+
+def double(x: RepShare) -> RepShare:
+    """The tiny model: twice the image, without any message."""
+    return x.scale_public(2)
+
+
+@dataclass
+class Seat:
+    """One party of the test."""
+
+    links: tuple[MemoryChannel, MemoryChannel]
+    book: ServiceBook
+    room: WaitingRoom
+    leaving: threading.Event
+    loop: ServiceLoop
+    outcome: list[object] = field(default_factory=list)
+    thread: threading.Thread | None = None
+
+    def run(self) -> None:
+        try:
+            self.outcome.append(self.loop.run())
+            self.room.close(ServiceEndedError("ended"))
+        except FedsecError as error:
+            self.outcome.append(error)
+            self.room.close(error)
+        for link in self.links:
+            link.close()
+
+
+Start = Callable[..., list[Seat]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    seats: list[Seat] = []
+
+    def make(
+        num_requests: int | None = None,
+        quota: int | None = None,
+        compute: Compute | dict[int, Compute] = double,
+        run: tuple[int, ...] = (0, 1, 2),
+        limits: Limits = LIMITS,
+    ) -> list[Seat]:
+        mesh = memory_mesh(NAMES, record=True)
+        secrets = {frozenset(pair): bytes([sum(pair)]) * 32 for pair in ((0, 1), (1, 2), (2, 0))}
+        for me in range(3):
+            following, previous = (me + 1) % 3, (me - 1) % 3
+            links = mesh[NAMES[me], NAMES[previous]], mesh[NAMES[me], NAMES[following]]
+            party = Party(
+                me,
+                previous=links[0],
+                following=links[1],
+                previous_streams=pair_streams(secrets[frozenset((me, previous))]),
+                following_streams=pair_streams(secrets[frozenset((me, following))]),
+                wait_s=limits.silence_s,
+            )
+            ledger = Ledger(tmp_path / NAMES[me])
+            book = ledger.open_service(b"s" * 16, b"m" * 16, num_requests=num_requests, quota=quota)
+            room, leaving = WaitingRoom(max_images=1000, max_per_user=100), threading.Event()
+            loop = ServiceLoop(
+                party,
+                Table(me, *links, limits.silence_s),
+                book=book,
+                room=room,
+                compute=compute if callable(compute) else compute.get(me, double),
+                input_shape=(2, 2),
+                fraction_bits=0,
+                limits=limits,
+                leaving=leaving,
+            )
+            seats.append(Seat(links, book, room, leaving, loop))
+        for me in run:
+            seats[me].thread = threading.Thread(target=seats[me].run, daemon=True)
+            seats[me].thread.start()
+        return seats
+
+    yield make
+    for seat in seats:
+        for link in seat.links:
+            link.close()
+        if seat.thread is not None:
+            seat.thread.join(10)
+            assert not seat.thread.is_alive()
+
+
+def key(number: int, user: bytes = USER) -> RequestKey:
+    return RequestKey(user, number.to_bytes(16, "big"))
+
+
+def images(count: int, seed: int = 1) -> np.ndarray:
+    return np.arange(seed, seed + count * 4, dtype=np.uint64) * np.uint64(2**40 + 7)
+
+
+def ask(
+    seats: list[Seat],
+    number: int,
+    secret: np.ndarray,
+    user: bytes = USER,
+    parties: tuple[int, ...] = (1, 2, 0),
+) -> list[Ticket]:
+    bodies = parts.split(secret)
+    tickets = {}
+    for me in parties:
+        part = parts.join(me, bodies[me], secret.size, RING64)
+        tickets[me] = seats[me].room.admit(key(number, user), secret.size // 4, part)
+    return [tickets[me] for me in sorted(tickets)]
+
+
+def answer(tickets: list[Ticket]) -> np.ndarray:
+    total = np.zeros(1, np.uint64)
+    for ticket in tickets:
+        assert ticket.done.wait(10)
+        total = total + np.frombuffer(ticket.outcome(), np.uint64)
+    return total
+
+
+def ends(seats: list[Seat]) -> list[object]:
+    for seat in seats:
+        if seat.thread is not None:
+            seat.thread.join(10)
+    return [seat.outcome[0] if seat.outcome else None for seat in seats]
+
+
+def test_answers_reach_the_asker_and_the_service_ends_exactly_at_its_number(start: Start) -> None:
+    seats = start(num_requests=3)
+    for number in range(3):
+        secret = images(1, seed=number)
+        np.testing.assert_array_equal(answer(ask(seats, number, secret)), 2 * secret)
+    assert ends(seats) == [[], [], []]
+    assert [seat.book.answered() for seat in seats] == [3, 3, 3]
+    with pytest.raises(ServiceEndedError):
+        ask(seats, 9, images(1))
+
+
+def test_a_request_of_three_images_counts_three(start: Start) -> None:
+    seats = start(num_requests=3)
+    np.testing.assert_array_equal(answer(ask(seats, 0, images(3))), 2 * images(3))
+    assert ends(seats) == [[], [], []]
+
+
+def test_threat_33_parallel_clients_never_get_more_than_the_number(start: Start) -> None:
+    seats = start(num_requests=5)
+    asked: list[list[Ticket]] = []
+    refused = 0
+    for number in range(12):
+        with contextlib.suppress(ServiceEndedError):
+            asked.append(ask(seats, number, images(1), user=bytes([number]) * 32))
+    ends(seats)
+    answered = 0
+    for tickets in asked:
+        outcomes = [ticket.answer is not None for ticket in tickets]
+        assert len(set(outcomes)) == 1  # all three parties answer, or none
+        answered += outcomes[0]
+        refused += isinstance(tickets[0].error, ServiceEndedError)
+    assert answered == 5
+    assert refused == len(asked) - 5
+
+
+def test_threat_33_a_users_quota_is_kept_while_others_are_served(start: Start) -> None:
+    seats = start(num_requests=4, quota=2)
+    first, second, third = (ask(seats, number, images(1)) for number in range(3))
+    other = ask(seats, 7, images(2), user=b"v" * 32)
+    for tickets in (first, second, other):
+        answer(tickets)
+    assert third[0].done.wait(10)
+    with pytest.raises(FedsecError):
+        third[0].outcome()
+    assert ends(seats) == [[], [], []]
+
+
+def test_threat_51_parts_under_another_certificate_never_join(start: Start) -> None:
+    seats = start()
+    stolen = ask(seats, 1, images(1), user=b"a" * 32, parties=(0,))
+    spliced = ask(seats, 1, images(1), user=b"b" * 32, parties=(1, 2))
+    np.testing.assert_array_equal(answer(ask(seats, 2, images(1))), 2 * images(1))
+    time.sleep(0.2)
+    assert not any(ticket.done.is_set() for ticket in stolen + spliced)
+    assert stolen[0].lacking == "bob and carol got no part of it"
+    assert seats[0].book.answered() == 1
+
+
+def test_a_request_whose_parts_come_late_is_answered_when_they_are_there(start: Start) -> None:
+    seats = start()
+    bodies = parts.split(images(1))
+    tickets = {}
+    for me in (0, 2, 1):
+        tickets[me] = seats[me].room.admit(key(1), 1, parts.join(me, bodies[me], 4, RING64))
+        time.sleep(0.15)
+    np.testing.assert_array_equal(answer([tickets[me] for me in range(3)]), 2 * images(1))
+
+
+def test_threat_34_an_absurd_row_leaves_its_neighbours_bit_identical(start: Start) -> None:
+    """Both wait before the loops start, so they go out in one batch."""
+    seats = start(run=())
+    honest = ask(seats, 1, images(2))
+    liar = ask(seats, 2, np.full(4, 2**62, np.uint64), user=b"z" * 32)
+    for seat in seats:
+        seat.thread = threading.Thread(target=seat.run, daemon=True)
+        seat.thread.start()
+    np.testing.assert_array_equal(answer(honest), 2 * images(2))
+    answer(liar)
+
+
+def test_output_shares_are_fresh_and_hide_the_replicated_ones(start: Start) -> None:
+    seats = start()
+    secret = np.zeros(4, np.uint64)
+    answers = []
+    for number in range(40):
+        tickets = ask(seats, number, secret)
+        answer(tickets)
+        answers.append([ticket.outcome() for ticket in tickets])
+    for column in zip(*answers, strict=True):
+        assert len(set(column)) == len(column)
+        # 40 answers of 4 words: half of 10,240 bits are ones, give or take five standard deviations.
+        ones = sum(int.from_bytes(words, "big").bit_count() for words in column)
+        assert abs(ones - 5120) < 5 * 51
+
+
+@pytest.mark.parametrize("who", [0, 1, 2])
+def test_one_party_that_leaves_ends_the_service_everywhere_by_name(start: Start, who: int) -> None:
+    seats = start()
+    answer(ask(seats, 1, images(1)))
+    seats[who].leaving.set()
+    seats[who].room.wake()
+    assert ends(seats) == [[NAMES[who]]] * 3
+
+
+@pytest.mark.parametrize("who", [0, 1, 2])
+def test_threat_43_an_idle_party_that_dies_is_noticed(start: Start, who: int) -> None:
+    seats = start()
+    answer(ask(seats, 1, images(1)))
+    for link in seats[who].links:
+        link.close()
+    for me, outcome in enumerate(ends(seats)):
+        assert isinstance(outcome, PeerLostError), me
+
+
+@pytest.mark.parametrize("who", [0, 1, 2])
+def test_threat_43_a_silent_party_is_noticed_within_the_deadline(start: Start, who: int) -> None:
+    others = tuple(me for me in range(3) if me != who)
+    began = time.monotonic()
+    seats = start(run=others, limits=replace(LIMITS, silence_s=0.5))
+    outcomes = [ends(seats)[me] for me in others]
+    assert time.monotonic() - began < 5
+    assert all(isinstance(outcome, PeerLostError) for outcome in outcomes)
+    assert any(isinstance(outcome, DeadlineError) and NAMES[who] in str(outcome) for outcome in outcomes)
+
+
+def test_a_failed_computation_is_charged_to_the_user_but_not_counted_as_answered(start: Start) -> None:
+    def broken(x: RepShare) -> RepShare:
+        raise ProtocolError("carol lied")
+
+    seats = start(num_requests=5, quota=5, compute=broken)
+    tickets = ask(seats, 1, images(2))
+    for ticket in tickets:
+        assert ticket.done.wait(10)
+        with pytest.raises(ProtocolError):
+            ticket.outcome()
+    assert [seat.book.left() for seat in seats] == [5, 5, 5]
+    assert [seat.book.left_for(USER) for seat in seats] == [3, 3, 3]
+
+
+def test_the_charge_is_on_disk_before_the_computation(start: Start) -> None:
+    seen: list[bool] = []
+
+    def look(x: RepShare) -> RepShare:
+        # A connection of its own sees committed rows only.
+        other = Ledger(seats[0].book.ledger.path)
+        seen.append(ServiceBook(other, b"s" * 16, b"m" * 16, None, None).used(key(1)))
+        other.close()
+        return double(x)
+
+    seats = start(compute={0: look})
+    answer(ask(seats, 1, images(1)))
+    assert seen == [True]
+
+
+def test_threat_18_an_id_that_was_answered_is_refused(start: Start) -> None:
+    seats = start()
+    answer(ask(seats, 1, images(1)))
+    again = ask(seats, 1, images(1))
+    for ticket in again:
+        assert ticket.done.wait(10)
+    with pytest.raises(ProtocolError, match="fresh"):
+        again[0].outcome()
+
+
+def test_a_malformed_step_ends_the_service_and_names_the_sender(start: Start) -> None:
+    seats = start(run=(1,), limits=replace(LIMITS, silence_s=2.0))
+    seats[0].links[1].send("serve-proposal/1", b"\xc1 not msgpack", Deadline.after(1))
+    outcome = ends(seats)[1]
+    assert isinstance(outcome, ProtocolError)
+    assert "alice" in str(outcome)
