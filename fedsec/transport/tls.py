@@ -247,8 +247,9 @@ def _receive_hello(channel: SocketChannel, deadline: Deadline) -> Hello:
         raise
     except PeerLostError as error:
         if isinstance(error.__cause__, ssl.SSLError) and not isinstance(error.__cause__, ssl.SSLEOFError):
+            reason = error.__cause__.reason
             raise TrustError(
-                f"expected {channel.peer.name} to accept our certificate; it refused: {error.__cause__.reason}"
+                f"expected {channel.peer.name} to accept our certificate; it refused: {reason}"
             ) from error
         raise
     try:
