@@ -145,7 +145,8 @@ def _read(path: Path) -> Mnist:
 
 
 def _from_npz(path: Path) -> Mnist:
-    with np.load(path, allow_pickle=False) as archive:
+    # Opened here: numpy leaves the file open when it is no archive.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         return _verified({name: archive[_KERAS_NAMES[name]] for name in _SHAPES}, origin=str(path))
 
 

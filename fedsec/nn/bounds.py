@@ -1,0 +1,89 @@
+"""Interval bounds: the largest value that any allowed input can produce at each layer.
+
+A ring wraps silently, so ranges are proven when a model is planned and what could wrap is refused. The
+bounds hold for the integers that are computed on: encoded parameters and truncation errors are included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+_ROUNDING = 1e-9
+"""Relative allowance for float64's own errors in these sums; it needs about terms * 1e-16."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Interval:
+    """Lower and upper bound of each value of one example, with a batch axis of one in front."""
+
+    low: Floats
+    high: Floats
+
+    @classmethod
+    def uniform(cls, shape: tuple[int, ...], low: float, high: float) -> Interval:
+        """Return the same bounds for every value."""
+        return cls(np.full((1, *shape), low), np.full((1, *shape), high))
+
+    @property
+    def size(self) -> float:
+        """The largest absolute value."""
+        return float(max(np.max(np.abs(self.low)), np.max(np.abs(self.high))))
+
+    @property
+    def exponent(self) -> int:
+        """The least integer e for which every value is smaller than 2^e in size."""
+        return math.frexp(self.size)[1]
+
+    def linear(self, kernel: Floats, bias: Floats, apply: Callable[[Floats, Floats], Floats]) -> Interval:
+        """Bound ``apply(x, kernel) + bias``, where ``apply`` is linear in both.
+
+        A lower bound takes the lower input where the kernel is positive and the upper where it is negative.
+        """
+        positive, negative = np.maximum(kernel, 0.0), np.minimum(kernel, 0.0)
+        low = apply(self.low, positive) + apply(self.high, negative) + bias
+        high = apply(self.high, positive) + apply(self.low, negative) + bias
+        slack = _ROUNDING * max(1.0, float(np.max(np.abs(low))), float(np.max(np.abs(high))))
+        return Interval(low - slack, high + slack)
+
+    def truncated(self, fraction_bits: int) -> Interval:
+        """Bound what a sound truncation leaves: the floor, or one unit less."""
+        return Interval(self.low - 2.0 ** (1 - fraction_bits), self.high)
+
+    def relu(self) -> Interval:
+        """Bound max(0, x)."""
+        return Interval(np.maximum(self.low, 0.0), np.maximum(self.high, 0.0))
+
+    def map(self, function: Callable[[Floats], Floats]) -> Interval:
+        """Bound a sum of values, or the same values in another shape."""
+        return Interval(function(self.low), function(self.high))
+
+
+def with_box(kernel: Floats, box: tuple[int, int], step: int) -> Floats:
+    """Return the one kernel that does a box sum and then ``kernel``.
+
+    Bounds of the joint kernel are tighter: neighbouring box sums share inputs, and what cancels in the
+    kernel cancels there.
+
+    Args:
+        kernel: Shape [h, w, C, F].
+        box: Height and width of the box.
+        step: Distance of neighbouring values in the box.
+
+    Returns:
+        Shape [h + step*(box[0]-1), w + step*(box[1]-1), C, F].
+    """
+    height, width = kernel.shape[:2]
+    joint = np.zeros(
+        (height + step * (box[0] - 1), width + step * (box[1] - 1), *kernel.shape[2:]), dtype=np.float64
+    )
+    for row in range(0, step * box[0], step):
+        for column in range(0, step * box[1], step):
+            joint[row : row + height, column : column + width] += kernel
+    return joint

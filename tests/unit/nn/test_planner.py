@@ -1,0 +1,252 @@
+"""Planned networks compute what the network computes, and their bounds hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsec.errors import UnsupportedModelError
+from fedsec.nn import Plan, bounds, plaintext, plan_network, windows
+from fedsec.nn.network import AveragePoolLayer, ConvLayer, DenseLayer, FlattenLayer, Network, ReluLayer
+from fedsec.nn.plan import Conv2D, Dense, Relu
+
+
+def naive_conv(x: np.ndarray, layer: ConvLayer) -> np.ndarray:
+    """Convolution by its definition, four loops."""
+    (top, bottom), (left, right) = layer.padding
+    x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    height, width, _, filters = layer.kernel.shape
+    rows, columns = ((x.shape[i + 1] - (height, width)[i]) // layer.stride + 1 for i in (0, 1))
+    z = np.zeros((len(x), rows, columns, filters))
+    for i in range(rows):
+        for j in range(columns):
+            patch = x[:, i * layer.stride :, j * layer.stride :][:, :height, :width]
+            z[:, i, j] = np.einsum("nhwc,hwcf->nf", patch, layer.kernel) + layer.bias
+    return z
+
+
+def naive_pool(x: np.ndarray, layer: AveragePoolLayer) -> np.ndarray:
+    rows, columns = ((x.shape[i + 1] - layer.pool[i]) // layer.strides[i] + 1 for i in (0, 1))
+    z = np.zeros((len(x), rows, columns, x.shape[3]))
+    for i in range(rows):
+        for j in range(columns):
+            top, left = i * layer.strides[0], j * layer.strides[1]
+            z[:, i, j] = x[:, top : top + layer.pool[0], left : left + layer.pool[1]].mean(axis=(1, 2))
+    return z
+
+
+def naive(network: Network, x: np.ndarray) -> np.ndarray:
+    for layer in network.layers:
+        if isinstance(layer, ConvLayer):
+            x = naive_conv(x, layer)
+        elif isinstance(layer, AveragePoolLayer):
+            x = naive_pool(x, layer)
+        elif isinstance(layer, ReluLayer):
+            x = np.maximum(x, 0)
+        elif isinstance(layer, FlattenLayer):
+            x = x.reshape(len(x), -1)
+        else:
+            x = x @ layer.kernel + layer.bias
+    return x
+
+
+def conv_and_pool(
+    seed: int, *, stride: int = 1, pool: tuple[int, int] = (2, 2), pool_strides: tuple[int, int] = (2, 2),
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)), relu_between: bool = False,
+) -> Network:  # fmt: skip
+    generator = np.random.default_rng(seed)
+    layers = [
+        ConvLayer("conv", generator.normal(size=(3, 2, 2, 3)), generator.normal(size=3), stride, padding),
+        *([ReluLayer("early")] if relu_between else []),
+        AveragePoolLayer("pool", pool, pool_strides),
+        ReluLayer("relu"),
+        FlattenLayer("flat"),
+    ]
+    shape = naive(Network("n", (11, 12, 2), tuple(layers)), np.zeros((1, 11, 12, 2))).shape[1]
+    layers.append(DenseLayer("dense", generator.normal(size=(shape, 4)), generator.normal(size=4)))
+    return Network("n", (11, 12, 2), tuple(layers), -1.0, 2.0)
+
+
+def images(network: Network, count: int = 3, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(
+        network.input_low, network.input_high, (count, *network.input_shape)
+    )
+
+
+@pytest.mark.parametrize("relu_between", [False, True], ids=["fused", "apart"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("pool", [(2, 2), (3, 3), (2, 3), (1, 1)])
+@pytest.mark.parametrize("pool_strides", [(2, 2), (1, 1)])
+@pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((1, 1), (0, 1))], ids=["valid", "padded"])
+def test_the_plan_computes_the_network(relu_between, stride, pool, pool_strides, padding) -> None:
+    network = conv_and_pool(
+        7, stride=stride, pool=pool, pool_strides=pool_strides, padding=padding, relu_between=relu_between
+    )
+    plan, weights = plan_network(network)
+    x = images(network)
+
+    np.testing.assert_allclose(plaintext.predict(plan, weights, x), naive(network, x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_pool_after_a_convolution_is_one_step_at_a_longer_stride() -> None:
+    plan, _ = plan_network(conv_and_pool(1))
+    step = plan.layers[0]
+
+    assert isinstance(step, Conv2D)
+    assert (step.box, step.stride, step.box_step) == ((2, 2), 2, 1)
+    assert step.weight_fraction_bits == 18
+
+
+def test_open_divisions_of_several_pools_end_in_the_next_kernel() -> None:
+    layers = (
+        AveragePoolLayer("a", (3, 3), (1, 2)), ReluLayer("r"), AveragePoolLayer("b", (2, 1), (1, 1)),
+        FlattenLayer("f"), DenseLayer("d", np.random.default_rng(2).normal(size=(12, 2)), np.zeros(2)),
+    )  # fmt: skip
+    network = Network("pools", (6, 10, 1), layers, -1.0, 1.0)
+    plan, weights = plan_network(network)
+    x = images(network)
+
+    np.testing.assert_allclose(plaintext.predict(plan, weights, x), naive(network, x), atol=1e-12)
+    # 3 * 3 * 2 = 18 takes five bits.
+    assert plan.layers[-1].weight_fraction_bits == 16 + 5
+
+
+def observed(plan: Plan, weights: list[np.ndarray], x: np.ndarray) -> list[tuple[object, float]]:
+    """The largest value that each linear step gives on some inputs."""
+    seen = []
+    parameters = iter(weights)
+    for step in plan.layers:
+        x = plaintext._apply(step, x, parameters)
+        seen.append((step, float(np.abs(x).max())))
+    return seen
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), stride=st.integers(1, 2), relu_between=st.booleans())
+def test_threat_11_no_allowed_input_exceeds_a_bound(seed: int, stride: int, relu_between: bool) -> None:
+    network = conv_and_pool(seed, stride=stride, relu_between=relu_between)
+    plan, weights = plan_network(network)
+    # Corners of the input range reach further than random points inside.
+    corners = np.where(images(network, 200, seed) > 0.5, network.input_high, network.input_low)
+
+    previous = 0.0
+    for step, largest in observed(plan, weights, corners):
+        if isinstance(step, Conv2D | Dense):
+            assert largest < step.bound
+        if isinstance(step, Relu):
+            assert previous < 2.0 ** (step.window_bits - 1 - plan.fraction_bits)
+        previous = largest
+
+
+def test_threat_11_the_bound_is_reached_by_the_worst_input() -> None:
+    """The bound is no wild overestimate: the worst input of one layer comes within its power of two."""
+    kernel = np.random.default_rng(3).normal(size=(9, 1))
+    network = Network("one", (9,), (DenseLayer("d", kernel, np.array([0.5])),), -1.0, 1.0)
+    plan, weights = plan_network(network)
+
+    worst = float(plaintext.predict(plan, weights, np.sign(kernel).T)[0, 0])
+    assert worst == pytest.approx(np.abs(kernel).sum() + 0.5)
+    assert plan.layers[0].bound / 2 <= worst < plan.layers[0].bound
+
+
+@pytest.mark.parametrize(("size", "bound"), [(0.99, 1.0), (1.0, 2.0), (1.01, 2.0), (0.2, 0.25)])
+def test_a_bound_is_the_next_power_of_two_above(size: float, bound: float) -> None:
+    interval = bounds.Interval(np.array([[-size]]), np.array([[0.0]]))
+
+    assert 2.0**interval.exponent == bound
+
+
+def test_a_joint_kernel_is_the_box_and_then_the_kernel() -> None:
+    generator = np.random.default_rng(5)
+    x, kernel = generator.normal(size=(2, 12, 13, 2)), generator.normal(size=(3, 2, 2, 3))
+
+    apart = windows.conv2d(windows.box_sum(x, (2, 3), 2), kernel)
+    joint = windows.conv2d(x, bounds.with_box(kernel, (2, 3), 2))
+
+    np.testing.assert_allclose(apart, joint, atol=1e-12)
+
+
+def test_windows_hold_in_a_ring_too() -> None:
+    x = np.random.default_rng(6).integers(0, 2**64, (1, 5, 6, 2), dtype=np.uint64)
+
+    total = windows.sum_pool(x, (2, 3), (2, 1))
+
+    assert total.dtype == np.uint64
+    expected = sum(int(value) for value in x[0, 2:4, 1:4, 1].reshape(-1)) % 2**64
+    assert int(total[0, 1, 1, 1]) == expected
+
+
+# What the planner refuses.
+
+
+def dense_of(size: float, bits: int) -> tuple[Plan, list[np.ndarray]]:
+    kernel = np.array([[size]])
+    layers = (
+        DenseLayer("first", kernel, np.zeros(1)),
+        ReluLayer("r"),
+        DenseLayer("last", kernel, np.zeros(1)),
+    )
+    return plan_network(Network("wide", (1,), layers), fraction_bits=bits)
+
+
+def test_threat_11_what_could_wrap_is_refused_at_the_exact_bound() -> None:
+    # Two kernels of s give s and s^2; at 20 fraction bits the last product has 63 - 40 = 23 bits.
+    largest = 2.0**11.5 * (1 - 1e-6)
+    dense_of(largest, 20)
+
+    with pytest.raises(
+        UnsupportedModelError, match=r"'last' can reach .* could wrap; use fewer fraction bits"
+    ):
+        dense_of(2.0**11.5, 20)
+    dense_of(2.0**11.5, 16)
+
+
+def test_threat_11_a_product_that_is_truncated_keeps_one_bit_more() -> None:
+    layers = (DenseLayer("only", np.array([[2.0**22 * (1 + 1e-6)]]), np.zeros(1)),)
+    plan_network(Network("last", (1,), layers), fraction_bits=20)
+
+    with pytest.raises(UnsupportedModelError, match="'only' can reach"):
+        plan_network(Network("not last", (1,), (*layers, ReluLayer("r"))), fraction_bits=20)
+
+
+def test_parameters_that_are_not_finite_are_refused() -> None:
+    layers = (DenseLayer("nan", np.array([[np.nan]]), np.zeros(1)),)
+    with pytest.raises(UnsupportedModelError, match="'nan' has parameters that are not finite"):
+        plan_network(Network("n", (1,), layers))
+
+
+@pytest.mark.parametrize(
+    ("shape", "layers", "text"),
+    [
+        ((4, 4, 1), (DenseLayer("d", np.zeros((16, 2)), np.zeros(2)),), "is a Flatten missing"),
+        ((4,), (ConvLayer("c", np.zeros((3, 3, 1, 1)), np.zeros(1)),), "a layer for images"),
+        ((4, 4, 1), (ConvLayer("c", np.zeros((5, 5, 1, 1)), np.zeros(1)),), "a kernel of shape"),
+        ((4, 4, 2), (ConvLayer("c", np.zeros((3, 3, 1, 1)), np.zeros(1)),), "a kernel of shape"),
+        ((4, 4, 1), (AveragePoolLayer("p", (5, 5), (1, 1)),), "a pool of"),
+        ((4,), (DenseLayer("d", np.zeros((5, 2)), np.zeros(2)),), "a matrix of shape"),
+        ((4,), (ReluLayer("r"),), "no Conv2D or Dense"),
+        ((4, 4, 1), (
+            ConvLayer("c", np.zeros((1, 1, 1, 1)), np.zeros(1)), ReluLayer("r"),
+            AveragePoolLayer("p", (2, 2), (2, 2)),
+        ), "after its last average pooling"),
+        ((4, 4, 1), (
+            ConvLayer("c", np.zeros((1, 1, 1, 1)), np.zeros(1)), AveragePoolLayer("p", (2, 2), (1, 2)),
+        ), "only equal ones"),
+    ],
+)  # fmt: skip
+def test_layers_that_do_not_fit_are_refused_by_name(shape, layers, text: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=text):
+        plan_network(Network("misfit", shape, layers))
+
+
+def test_a_network_of_zeros_has_a_plan() -> None:
+    layers = (
+        DenseLayer("d", np.zeros((2, 2)), np.zeros(2)),
+        ReluLayer("r"),
+        DenseLayer("e", np.zeros((2, 2)), np.zeros(2)),
+    )
+    plan, weights = plan_network(Network("zero", (2,), layers))
+
+    assert plaintext.predict(plan, weights, np.ones((1, 2))).tolist() == [[0.0, 0.0]]
