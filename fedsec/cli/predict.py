@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fedsec.cli.output import print_json
 from fedsec.errors import UsageError
-from fedsec.lab.predicting import predict, read_image, read_test_images, run_credentials
+from fedsec.lab.images import read_pictures, read_test_images
+from fedsec.lab.predicting import predict, run_credentials
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +41,9 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("expected RUN, or --cluster FILE and --identity FILE: who to ask, and who is asking")
     else:
         cluster, identity = options.cluster, options.identity
-    images = [read_image(path) for path in options.image] if options.image else None
-    if images is None:
-        images = read_test_images(options.test_index or [0, 1, 2])
+    images = (
+        read_pictures(options.image) if options.image else read_test_images(options.test_index or [0, 1, 2])
+    )
     answer = predict(cluster, identity, images)
     if options.json:
         print_json(answer.summary())

@@ -116,6 +116,11 @@ class RunFolder:
         return self.path / "cluster.toml"
 
     @property
+    def user(self) -> Path:
+        """The identity of the run's user, who may ask for predictions."""
+        return self.path / "keys" / "user.pem"
+
+    @property
     def logs(self) -> Path:
         """One log file a process."""
         return self.path / "logs"

@@ -24,14 +24,6 @@ def fake_command(monkeypatch: pytest.MonkeyPatch, run: Callable[[object], int]) 
     monkeypatch.setitem(cli.COMMANDS, "fake", "a command of this test")
 
 
-@pytest.fixture(autouse=True)
-def _keep_signal_handlers() -> object:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def test_version_is_that_of_the_package() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fedsec", "--version"],

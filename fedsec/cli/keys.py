@@ -1,0 +1,221 @@
+"""``fedsec keys``: authorities, identities, cluster files and trust files.
+
+For three hosts: ``authority`` once; ``issue`` an identity for each party and hospital, the server, the owner
+and each user; ``cluster`` joins their public keys and addresses; ``party`` and ``trust`` write what each party
+and each hospital starts from. For one machine ``fedsec demo`` and ``fedsec run`` do all of this by themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from fedsec.aggregation.trust import TrustFile, TrustLimits
+from fedsec.cluster.certificates import Authority
+from fedsec.errors import UsageError
+from fedsec.transport import ClusterFile, Endpoint, Identity, PartyConfig, Role
+
+_KEY = "64 hex digits, or the identity file they are read from"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the sub-commands and their options."""
+    commands = parser.add_subparsers(title="what to make", metavar="WHAT", required=True)
+    for name, summary, options, make in (
+        ("authority", "an authority of your own", _authority_options, _authority),
+        ("issue", "one identity: key and certificate, role inside", _issue_options, _issue),
+        ("show", "name, role and public key of an identity", _show_options, _show),
+        ("cluster", "the cluster file: addresses and public keys", _cluster_options, _cluster),
+        ("party", "the file that `fedsec party --config` reads", _party_options, _party),
+        ("trust", "a hospital's trust file", _trust_options, _trust),
+    ):
+        command = commands.add_parser(name, help=summary, description=f"Make {summary}.")
+        options(command)
+        command.set_defaults(make=make)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make what was asked for and print where it is."""
+    make: Callable[[argparse.Namespace], str] = options.make
+    print(make(options), flush=True)
+    return 0
+
+
+def _authority_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="where the authority lives; keep it offline"
+    )
+    parser.add_argument("--name", default="fedsec authority", help="its name in certificates")
+
+
+def _authority(options: argparse.Namespace) -> str:
+    authority = Authority.create(options.folder, options.name)
+    return f"made the authority {options.name!r} in {authority.folder}; its key must not leave this folder"
+
+
+def _issue_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", type=Path, metavar="FILE", help="the identity file to write, mode 600")
+    parser.add_argument("--authority", type=Path, required=True, metavar="FOLDER", help="who certifies")
+    parser.add_argument(
+        "--role", choices=[role.value for role in Role], required=True, help="what its holder is"
+    )
+    parser.add_argument("--name", required=True, help="lower-case letters, digits, '.', '_' and '-'")
+    parser.add_argument(
+        "--host", action="append", default=[], help="host name or address of a party; may be repeated"
+    )
+
+
+def _issue(options: argparse.Namespace) -> str:
+    path = Authority.load(options.authority).issue(
+        options.output, options.name, Role(options.role), hosts=options.host
+    )
+    return f"made {path}: {_described(Identity.load(path))}"
+
+
+def _show_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("identity", type=Path, metavar="FILE", help="an identity file")
+
+
+def _show(options: argparse.Namespace) -> str:
+    return _described(Identity.load(options.identity))
+
+
+def _cluster_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", type=Path, metavar="FILE", help="the cluster file to write")
+    parser.add_argument(
+        "--authority", type=Path, required=True, metavar="FOLDER", help="who certified everyone"
+    )
+    parser.add_argument(
+        "--party",
+        action="append",
+        required=True,
+        metavar="NAME@HOST:PORT=KEY",
+        help=f"one party; repeat it for 2 to 7, of which the first three compute. KEY is {_KEY}",
+    )
+    parser.add_argument(
+        "--hospital", action="append", default=[], metavar="NAME=KEY", help="one hospital; repeat it"
+    )
+    parser.add_argument("--server", metavar="KEY", help="key of the Flower server")
+    parser.add_argument("--owner", metavar="KEY", help="key of the model's owner")
+
+
+def _cluster(options: argparse.Namespace) -> str:
+    file = ClusterFile(
+        authority=Authority.load(options.authority).certificate_pem,
+        parties=tuple(_endpoint(text) for text in options.party),
+        server=_public_key(options.server, Role.SERVER) if options.server else None,
+        owner=_public_key(options.owner, Role.OWNER) if options.owner else None,
+        hospitals=dict(_hospital(text) for text in options.hospital),
+    )
+    _refuse_existing(options.output)
+    file.save(options.output)
+    counted = f"{len(file.parties)} parties, {len(file.hospitals)} hospitals"
+    return f"made {options.output}: {counted}; it holds no secret"
+
+
+def _party_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", type=Path, metavar="FILE", help="the party's file to write")
+    parser.add_argument("--cluster", type=Path, required=True, metavar="FILE", help="the cluster file")
+    parser.add_argument("--identity", type=Path, required=True, metavar="FILE", help="the party's identity")
+    parser.add_argument("--state", type=Path, required=True, metavar="FOLDER", help="its durable state")
+    parser.add_argument("--listen", default="0.0.0.0", metavar="ADDRESS", help="address to listen on")  # noqa: S104 - a party on a host of its own is there to be reached; TLS and pinned keys guard it
+    parser.add_argument("--minimum-cohort", type=int, default=PartyConfig.minimum_cohort, metavar="N")
+
+
+def _party(options: argparse.Namespace) -> str:
+    identity = Identity.load(options.identity)
+    endpoint = ClusterFile.load(options.cluster).party(identity.name)
+    if endpoint.public_key != identity.public_key:
+        raise UsageError(f"{options.cluster} has another key for {identity.name} than {options.identity}")
+    _refuse_existing(options.output)
+    PartyConfig(
+        name=identity.name,
+        identity=options.identity,
+        cluster=options.cluster,
+        state=options.state,
+        host=options.listen,
+        port=endpoint.port,
+        minimum_cohort=options.minimum_cohort,
+    ).save(options.output)
+    return f"made {options.output}; start the party with: fedsec party --config {options.output}"
+
+
+def _trust_options(parser: argparse.ArgumentParser) -> None:
+    limits = TrustLimits()
+    parser.add_argument("output", type=Path, metavar="FILE", help="the trust file to write")
+    parser.add_argument(
+        "--cluster", type=Path, required=True, metavar="FILE", help="the cluster file, once compared"
+    )
+    parser.add_argument(
+        "--identity", type=Path, required=True, metavar="FILE", help="the hospital's identity"
+    )
+    parser.add_argument("--state", type=Path, required=True, metavar="FOLDER", help="its durable state")
+    parser.add_argument("--minimum-cohort", type=int, default=limits.minimum_cohort, metavar="N")
+    parser.add_argument("--fewest-aggregators", type=int, default=limits.fewest_aggregators, metavar="N")
+    parser.add_argument("--largest-weight", type=int, default=limits.largest_weight, metavar="N")
+    parser.add_argument("--largest-clip", type=float, default=limits.largest_clip, metavar="C")
+    parser.add_argument("--ring-bits", type=int, nargs="+", default=list(limits.ring_bits), choices=(32, 64))
+
+
+def _trust(options: argparse.Namespace) -> str:
+    identity, cluster = Identity.load(options.identity), ClusterFile.load(options.cluster)
+    if cluster.hospitals.get(identity.name) != identity.public_key:
+        raise UsageError(f"{options.cluster} does not name the hospital {identity.name} with the key it has")
+    if cluster.server is None:
+        raise UsageError(f"{options.cluster} names no Flower server: a hospital would trust nobody's rounds")
+    _refuse_existing(options.output)
+    TrustFile(
+        identity=options.identity,
+        state=options.state,
+        server=cluster.server,
+        aggregators=cluster.parties,
+        roster=cluster.hospitals,
+        limits=TrustLimits(
+            fewest_aggregators=options.fewest_aggregators,
+            minimum_cohort=options.minimum_cohort,
+            largest_weight=options.largest_weight,
+            largest_clip=options.largest_clip,
+            ring_bits=tuple(options.ring_bits),
+        ),
+    ).save(options.output)
+    return f"made {options.output}; the hospital finds it through FEDSEC_TRUST={options.output}"
+
+
+def _described(identity: Identity) -> str:
+    return f"{identity.role} {identity.name}, public key {identity.public_key.hex()}"
+
+
+def _endpoint(text: str) -> Endpoint:
+    """Read ``NAME@HOST:PORT=KEY``."""
+    name, at, rest = text.partition("@")
+    address, equals, key = rest.partition("=")
+    host, colon, port = address.rpartition(":")
+    if not (at and equals and colon and host and port.isdecimal() and 0 < int(port) < 65536):
+        raise UsageError(f"--party: expected NAME@HOST:PORT=KEY, got {text!r}")
+    return Endpoint(name, host, int(port), _public_key(key, Role.PARTY, name))
+
+
+def _hospital(text: str) -> tuple[str, bytes]:
+    name, equals, key = text.partition("=")
+    if not (name and equals):
+        raise UsageError(f"--hospital: expected NAME=KEY, got {text!r}")
+    return name, _public_key(key, Role.HOSPITAL, name)
+
+
+def _public_key(text: str, role: Role, name: str | None = None) -> bytes:
+    """Return a public key given in hex, or read from an identity file of the right role and name."""
+    if len(text) == 64 and not set(text.lower()) - set("0123456789abcdef"):
+        return bytes.fromhex(text)
+    identity = Identity.load(Path(text))
+    if identity.role is not role or (name is not None and identity.name != name):
+        wanted = f"{role} {name}" if name else f"a {role}"
+        raise UsageError(
+            f"expected the identity of {wanted}, {text} is that of {identity.role} {identity.name}"
+        )
+    return identity.public_key
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise UsageError(f"{path} exists; what others have compared is never overwritten: take another name")

@@ -1,0 +1,79 @@
+"""Ask for private predictions: what ``fedsec predict`` does."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedsec.errors import UsageError
+from fedsec.lab.images import Images
+from fedsec.lab.rundir import RunFolder
+from fedsec.serving.client import Client
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """What a user learns from private predictions.
+
+    Attributes:
+        logits: As reconstructed by this process, shape [N, classes], float64.
+        seconds: From the first byte to the last answer, connecting not included.
+        sent_bytes: Payload bytes this process sent, by its channels' meter.
+        received_bytes: Payload bytes it received.
+    """
+
+    logits: npt.NDArray[np.float64]
+    seconds: float
+    sent_bytes: int
+    received_bytes: int
+
+    @property
+    def labels(self) -> list[int]:
+        """The index of the largest logit of each image; the lowest index where several are."""
+        return [int(label) for label in self.logits.argmax(axis=-1)]
+
+    def summary(self) -> dict[str, Any]:
+        """Return everything as values that JSON can hold."""
+        return {
+            "labels": self.labels,
+            "logits": self.logits.tolist(),
+            "seconds": self.seconds,
+            "sent_bytes": self.sent_bytes,
+            "received_bytes": self.received_bytes,
+        }
+
+
+def run_credentials(path: Path) -> tuple[Path, Path]:
+    """Return the cluster file and the user's identity of a local run; nothing else of it is read.
+
+    Raises:
+        UsageError: If there is no run in ``path``, or it has no cluster or no user.
+    """
+    folder = RunFolder.open(path)
+    for needed in (folder.cluster, folder.user):
+        if not needed.is_file():
+            raise UsageError(f"{needed} is missing: serve the run first, with `fedsec serve {path}`")
+    return folder.cluster, folder.user
+
+
+def predict(cluster: Path, identity: Path, images: Images) -> Answers:
+    """Ask the three parties of a cluster; the images leave this process in shares only.
+
+    Args:
+        cluster: The cluster file.
+        identity: The user's identity.
+        images: Shape [N, *input shape], in the range of the served plan.
+
+    Raises:
+        FedsecError: As ``Client.connect`` and ``Client.predict`` raise.
+    """
+    with Client.connect(cluster, identity) as client:
+        started = time.perf_counter()
+        logits = client.predict(images)
+        seconds = time.perf_counter() - started
+        return Answers(logits, seconds, client.meter.sent_bytes, client.meter.received_bytes)

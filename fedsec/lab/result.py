@@ -1,0 +1,107 @@
+"""What an experiment measured, as values and as the summary that is printed and stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fedsec.lab.rundir import RunFolder
+from fedsec.scenario import Scenario
+
+Traffic = Mapping[str, Mapping[str, int]]
+"""``sent_bytes`` and ``received_bytes`` by process or role, as their channel meters counted."""
+
+Seen = Mapping[str, Mapping[str, tuple[int, int]]]
+"""By party and kind of message: how many messages it received and how many bytes in all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundReport:
+    """One federated round.
+
+    Attributes:
+        round: From 1.
+        accuracy: Share of right answers of the averaged model on the test images.
+        loss: Its mean cross-entropy there.
+        included: Hospitals in the sum; 0 when the round ended without an average.
+        hospitals: Hospitals asked.
+        difference: Largest absolute difference of one parameter between the opened average and the plain
+            mean of the same updates, from the simulation's observer; None without an average.
+        error_bound: What the encoding states for that difference; None without an average.
+        seconds: Wall time of the round, evaluation included.
+        statuses: How many hospitals answered with each status code.
+        aborted: Why there was no average; empty otherwise.
+    """
+
+    round: int
+    accuracy: float
+    loss: float
+    included: int
+    hospitals: int
+    difference: float | None
+    error_bound: float | None
+    seconds: float
+    statuses: Mapping[str, int] = field(default_factory=dict)
+    aborted: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionReport:
+    """Private predictions by the run's parties, asked by a client process of its own.
+
+    Attributes:
+        test_index: Which test images.
+        labels: The answers: the index of the largest reconstructed logit.
+        truth: The right ones.
+        logits: As the client reconstructed them, one row an image.
+        keras_logits: What Keras computes from the same model in the clear.
+        differences: Largest absolute difference of the two, an image.
+        seconds: From the client's first byte to its last answer.
+    """
+
+    test_index: tuple[int, ...]
+    labels: tuple[int, ...]
+    truth: tuple[int, ...]
+    logits: tuple[tuple[float, ...], ...]
+    keras_logits: tuple[tuple[float, ...], ...]
+    differences: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """A finished experiment.
+
+    Attributes:
+        folder: Where its files are.
+        scenario: What was run.
+        rounds: One report a round.
+        traffic: Bytes by role.
+        seen: What each party received, sizes only.
+        seconds: Wall time of the whole.
+        prediction: Private predictions, if any were asked.
+    """
+
+    folder: RunFolder
+    scenario: Scenario
+    rounds: tuple[RoundReport, ...]
+    traffic: Traffic
+    seen: Seen
+    seconds: float
+    prediction: PredictionReport | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy after the last round, 0 to 1."""
+        return self.rounds[-1].accuracy
+
+    def summary(self) -> dict[str, Any]:
+        """Return everything as values that JSON can hold; the same as ``summary.json``."""
+        values = asdict(self)
+        values["run"] = str(self.folder.path)
+        values["scenario"] = self.scenario.name
+        del values["folder"]
+        if self.prediction is None:
+            del values["prediction"]
+        return values
