@@ -176,7 +176,7 @@ def test_node_configs(tmp_path: Path) -> None:
         InProcessGrid(numpy_app(), [])
 
 
-@pytest.mark.parametrize("name", ["grid"])
+@pytest.mark.parametrize("name", ["compatibility", "grid", "mod", "observer", "plan", "strategy"])
 def test_no_tensorflow_is_loaded(name: str) -> None:
     heavy = "{'tensorflow', 'keras'}"
     code = f"import sys, fedsec.federation.{name}; sys.exit(not {heavy}.isdisjoint(sys.modules))"

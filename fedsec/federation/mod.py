@@ -1,0 +1,254 @@
+"""The client side in one line: ``ClientApp(mods=[secure_aggregation])``.
+
+The mod stands between Flower and the training function. It refuses a message that is not covered by a
+signed announcement within this hospital's trust file *before* training, takes the trained arrays out of
+the reply, shares the *update* (what came out minus what came in) to the aggregators over connections of its
+own, and answers Flower with an upload id and a status code.
+
+Put it first in the list: mods after it, such as ``fixedclipping_mod``, work on the plain update inside
+the hospital; a mod before it would see nothing but the status.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
+
+from fedsec.aggregation.announcement import Announcement, ConfigValue
+from fedsec.aggregation.client import HospitalClient
+from fedsec.aggregation.trust import TrustFile
+from fedsec.errors import FedsecError, InputError, TrustError, UsageError
+from fedsec.federation.records import (
+    ANNOUNCEMENT_KEY,
+    RECORD,
+    SIGNATURE_KEY,
+    STORED,
+    WEIGHTED_BY_KEY,
+    array_names,
+    config_items,
+    only_arrays,
+    status_content,
+)
+from fedsec.transport import Meter
+
+TRUST_VARIABLE = "FEDSEC_TRUST"
+TRUST_NODE_KEY = "fedsec-trust"
+
+_Record = TypeVar("_Record", ArrayRecord, MetricRecord)
+
+_log = logging.getLogger(__name__)
+
+
+class SecureAggregationMod:
+    """A Flower mod; :data:`secure_aggregation` is the one to use.
+
+    It keeps one connected client a trust file, so that in a simulation each hospital keeps its own keys,
+    state and connections, and between rounds no handshake is repeated.
+    """
+
+    def __init__(self) -> None:
+        self._clients: dict[Path, HospitalClient] = {}
+        self._meters: dict[Path, Meter] = {}
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Answer one message of the ServerApp.
+
+        Never raises and never passes a reply of the app on: whatever happens, what goes back is an upload
+        id and a status code, since even an error's text can carry data.
+        """
+        status, upload_id = STORED, b""
+        try:
+            upload_id = self._share(message, context, call_next)
+        except FedsecError as error:
+            status = error.code
+            _log.warning("nothing of this hospital is in the sum: %s", error)
+        except Exception as error:  # whatever the training code raises must not leave the hospital
+            status = FedsecError.code
+            _log.error("training failed with %s; its text may hold data: not logged", _origin(error))
+        return Message(status_content(status, upload_id), reply_to=message)
+
+    def meters(self) -> dict[Path, Meter]:
+        """Return, by trust file, the meter of each hospital that this process has served."""
+        return dict(self._meters)
+
+    def close(self) -> None:
+        """Close the connections of every client."""
+        while self._clients:
+            self._clients.popitem()[1].close()
+
+    def _share(self, message: Message, context: Context, call_next: ClientAppCallable) -> bytes:
+        order = _Order.read(message, context)
+        client = self._client(trust_path(context))
+        announcement = client.accept(
+            order.announcement, order.signature, list(order.arrays.values()), order.config
+        )
+        order.check(announcement)
+
+        # The training code gets the message as it would without secure aggregation.
+        message.content = order.content
+        reply = call_next(message, context)
+
+        result = _Result.read(reply, order, announcement)
+        return client.submit(announcement, result.update, result.num_examples, result.metrics)
+
+    def _client(self, path: Path) -> HospitalClient:
+        if path not in self._clients:
+            meter = self._meters.setdefault(path, Meter())
+            self._clients[path] = HospitalClient(TrustFile.load(path), meter=meter)
+        return self._clients[path]
+
+
+secure_aggregation = SecureAggregationMod()
+"""The mod: ``app = ClientApp(mods=[secure_aggregation])``."""
+
+
+def trust_path(context: Context) -> Path:
+    """Return the path of this hospital's trust file.
+
+    It comes from what the hospital itself sets: the node config of its SuperNode or its environment.
+    Messages and the run config come from the server and are not asked.
+
+    Raises:
+        UsageError: When neither names a file.
+    """
+    path = context.node_config.get(TRUST_NODE_KEY) or os.environ.get(TRUST_VARIABLE)
+    if not path:
+        raise UsageError(
+            f"no trust file: expected its path in the node config as '{TRUST_NODE_KEY}' or in the "
+            f"environment variable {TRUST_VARIABLE}; without one nothing is trained or sent"
+        )
+    return Path(str(path)).resolve()
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What the ServerApp asks for, taken apart: every part is compared with the announcement."""
+
+    phase: str
+    announcement: bytes
+    signature: bytes
+    weighted_by: str
+    names: list[str]
+    arrays: dict[str, npt.NDArray[np.generic]]
+    config: dict[str, ConfigValue]
+    content: RecordDict
+
+    @classmethod
+    def read(cls, message: Message, context: Context) -> _Order:
+        phase = message.metadata.message_type
+        if phase not in {"train", "evaluate"}:
+            raise TrustError(
+                f"expected a message of type train or evaluate, got {phase}: its answer could carry "
+                "anything, so the app is not asked"
+            )
+        content = RecordDict(dict(message.content))
+        ours = content.pop(RECORD, None)
+        if not isinstance(ours, ConfigRecord):
+            raise TrustError(
+                "the message has no announcement: the ServerApp asks for an update in the clear; nothing was "
+                "trained. Wrap its strategy in SecureAggregation"
+            )
+        given = only_arrays(content)
+        if given is None:
+            raise TrustError("expected one ArrayRecord and otherwise ConfigRecords; nothing was trained")
+        name, record = given
+        weighted_by = str(ours.get(WEIGHTED_BY_KEY))
+        return cls(
+            phase=phase,
+            announcement=_bytes(ours, ANNOUNCEMENT_KEY),
+            signature=_bytes(ours, SIGNATURE_KEY),
+            weighted_by=weighted_by,
+            names=array_names(name, record),
+            arrays={key: array.numpy() for key, array in record.items()},
+            config=config_items(content.config_records, context.run_config, weighted_by),
+            content=content,
+        )
+
+    def check(self, announcement: Announcement) -> None:
+        """Compare what the trust file's own check does not see: the phase and the names of the arrays."""
+        if announcement.phase != self.phase:
+            raise TrustError(f"a {self.phase} message came with an announcement for {announcement.phase}")
+        announced = [spec.name for spec in announcement.arrays]
+        if announced != self.names:
+            raise TrustError("the arrays have other names than the announced ones; nothing was trained")
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What the training code returned, in the announcement's order."""
+
+    update: list[npt.NDArray[np.float64]]
+    num_examples: int
+    metrics: dict[str, float]
+
+    @classmethod
+    def read(cls, reply: Message, order: _Order, announcement: Announcement) -> _Result:
+        if reply.has_error():
+            raise InputError(
+                f"the app answered with Flower's error code {reply.error.code}; nothing was sent"
+            )
+        values: Mapping[str, object] = _only(reply.content.metric_records, "MetricRecord")
+        num_examples = values.get(order.weighted_by)
+        if isinstance(num_examples, bool) or not isinstance(num_examples, int):
+            raise InputError(f"expected the metric '{order.weighted_by}' as an integer; nothing was sent")
+        update = []
+        if announcement.phase == "train":
+            update = _update(_only(reply.content.array_records, "ArrayRecord"), order.arrays)
+        return cls(
+            update=update,
+            num_examples=num_examples,
+            metrics={spec.name: _metric(values, spec.name) for spec in announcement.metrics},
+        )
+
+
+def _update(
+    record: ArrayRecord, before: Mapping[str, npt.NDArray[np.generic]]
+) -> list[npt.NDArray[np.float64]]:
+    if record.keys() != before.keys():
+        raise InputError("the app returned arrays of other names than it was given; nothing was sent")
+    update = []
+    for name, old in before.items():
+        new = record[name].numpy()
+        if new.shape != old.shape:
+            raise InputError(
+                f"array '{name}': expected shape {old.shape} as given, got {new.shape}; nothing was sent"
+            )
+        update.append(new.astype(np.float64) - old.astype(np.float64))
+    return update
+
+
+def _metric(values: Mapping[str, object], name: str) -> float:
+    value = values.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"expected the announced metric '{name}' as a number; nothing was sent")
+    return float(value)
+
+
+def _only(records: Mapping[str, _Record], kind: str) -> _Record:
+    if len(records) != 1:
+        raise InputError(f"expected one {kind} in the app's reply, got {len(records)}; nothing was sent")
+    return next(iter(records.values()))
+
+
+def _bytes(record: ConfigRecord, key: str) -> bytes:
+    value = record.get(key)
+    if not isinstance(value, bytes):
+        raise TrustError(f"expected the {key} as bytes in the message; nothing was trained")
+    return value
+
+
+def _origin(error: Exception) -> str:
+    """Return an exception's type and where it was raised: enough to find it, and no text of it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}"

@@ -1,0 +1,129 @@
+"""The public constants of the rounds, and the announcement that is made of them and a round's content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedsec.aggregation.announcement import (
+    ANNOUNCEMENT_VERSION,
+    Announcement,
+    ConfigValue,
+    Member,
+    RoundId,
+    array_digest,
+    encode_config,
+    members,
+)
+from fedsec.aggregation.planner import ArraySpec, MetricSpec, WeightRule, plan_encoding
+from fedsec.errors import UsageError
+from fedsec.transport import ClusterFile
+
+Ranges = Mapping[str, tuple[float, float]]
+"""Metric names, each with the public range (low, high) its values lie in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPlan:
+    """The public constants of every round; hospitals compare them with the limits in their trust files.
+
+    Attributes:
+        clip: Largest change of a parameter in one round, for all arrays or by array name. A hospital whose
+            update exceeds it is refused by its own mod, with the status ``range``.
+        largest_weight: Largest number of examples a hospital may have.
+        smallest_mean_weight: Smallest mean number of examples for which the error bound is stated.
+        minimum_cohort: Fewest hospitals in a sum.
+        weights: ``examples``, ``bucketed`` (rounded down to a power of two) or ``equal``.
+        ring_bits: 32 or 64.
+        upload_seconds: Time from the announcement until uploads close.
+        collect_seconds: Time the aggregators have to agree and to answer once uploads are closed.
+        train_metrics: Metrics of the training replies to average; others are dropped in the hospital.
+        evaluate_metrics: The same for evaluation replies.
+    """
+
+    clip: float | Mapping[str, float] = 2.0
+    largest_weight: int = 100_000
+    smallest_mean_weight: float = 100.0
+    minimum_cohort: int = 3
+    weights: WeightRule = "examples"
+    ring_bits: int = 32
+    upload_seconds: float = 600.0
+    collect_seconds: float = 60.0
+    train_metrics: Ranges = field(default_factory=dict)
+    evaluate_metrics: Ranges = field(default_factory=dict)
+
+
+def announce_round(
+    plan: RoundPlan,
+    round_id: RoundId,
+    *,
+    cluster: ClusterFile,
+    recipient: Member,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    config: Mapping[str, ConfigValue],
+) -> Announcement:
+    """Return the announcement of one exchange, not yet signed.
+
+    Args:
+        plan: The public constants.
+        round_id: Session, federated round and phase.
+        cluster: Names the aggregators and the roster of hospitals.
+        recipient: Who gets the average: the Flower server.
+        arrays: The parameters every hospital is sent, by announced name.
+        config: Every config value the training code will see.
+
+    Raises:
+        UsageError: An array is not floating-point, has no clip, or a config value cannot be announced.
+        RangeError: The plan does not fit the ring for that many hospitals.
+    """
+    roster = members(cluster.hospitals)
+    clips = _clips(plan.clip, arrays)
+    ranges = plan.train_metrics if round_id.phase == "train" else plan.evaluate_metrics
+    encoding = plan_encoding(
+        len(roster),
+        max(clips),
+        plan.largest_weight,
+        plan.smallest_mean_weight,
+        plan.ring_bits,
+        weights=plan.weights,
+    )
+    return Announcement(
+        version=ANNOUNCEMENT_VERSION,
+        session=round_id.session,
+        round=round_id.round,
+        phase=round_id.phase,
+        roster=roster,
+        aggregators=members({party.name: party.public_key for party in cluster.parties}),
+        vector_rule="rotate",
+        reveal_to="server",
+        recipient=recipient,
+        arrays=tuple(
+            ArraySpec(name, array.dtype.name, array.shape, clip)
+            for (name, array), clip in zip(arrays.items(), clips, strict=True)
+        ),
+        array_digests=tuple(array_digest(array) for array in arrays.values()),
+        config=encode_config(config),
+        metrics=tuple(MetricSpec(name, *map(float, ranges[name])) for name in sorted(ranges)),
+        encoding=encoding,
+        minimum_cohort=plan.minimum_cohort,
+        upload_seconds=plan.upload_seconds,
+    )
+
+
+def _clips(clip: float | Mapping[str, float], arrays: Mapping[str, npt.NDArray[Any]]) -> list[float]:
+    for name, array in arrays.items():
+        if not np.issubdtype(array.dtype, np.floating):
+            raise UsageError(
+                f"array '{name}' is {array.dtype.name}; only floating-point parameters can be averaged"
+            )
+    if not isinstance(clip, Mapping):
+        return [float(clip)] * len(arrays)
+    wanted = [name.split("/", 1)[1] for name in arrays]
+    for name in wanted:
+        if name not in clip:
+            raise UsageError(f"the plan has no clip for array '{name}'; name every array or give one number")
+    return [float(clip[name]) for name in wanted]

@@ -1,0 +1,91 @@
+"""What the mod and the strategy wrapper put into Flower's records, and how both read a round's config.
+
+Both sides build the announced config with :func:`config_items`, from what they sent and from what arrived;
+a key that reaches the training code and is not in it would be a way to treat one hospital differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict, UserConfig
+
+from fedsec.aggregation.announcement import ConfigValue
+
+RECORD = "fedsec"
+"""The ConfigRecord that carries the announcement to a hospital, and its status back."""
+
+ANNOUNCEMENT_KEY = "announcement"
+SIGNATURE_KEY = "signature"
+WEIGHTED_BY_KEY = "weighted-by"
+STATUS_KEY = "status"
+UPLOAD_ID_KEY = "upload-id"
+
+STORED = "stored"
+"""The status of an upload that every aggregator has stored; any other is the code of an error."""
+
+EMPTY_ARRAYS = "arrays"
+
+
+def config_items(
+    records: Mapping[str, ConfigRecord], run_config: UserConfig, weighted_by: str
+) -> dict[str, ConfigValue]:
+    """Return every config value that training code can see, by a name that is unique over their sources.
+
+    Args:
+        records: The message's ConfigRecords without ours.
+        run_config: The run config of the app's context; a server sets it for each hospital, too.
+        weighted_by: Which metric of the app's reply is its weight.
+    """
+    items: dict[str, ConfigValue] = {
+        f"record/{name}/{key}": cast(ConfigValue, value)
+        for name, record in records.items()
+        for key, value in record.items()
+    }
+    items.update({f"run/{key}": value for key, value in run_config.items()})
+    items[WEIGHTED_BY_KEY] = weighted_by
+    return items
+
+
+def array_names(record_name: str, record: ArrayRecord) -> list[str]:
+    """Return the names under which a record's arrays are announced."""
+    return [f"{record_name}/{key}" for key in record]
+
+
+def only_arrays(content: RecordDict) -> tuple[str, ArrayRecord] | None:
+    """Return name and record when ``content`` has one ArrayRecord and otherwise only ConfigRecords."""
+    if len(content.array_records) != 1 or content.metric_records:
+        return None
+    return next(iter(content.array_records.items()))
+
+
+def status_content(status: str, upload_id: bytes) -> RecordDict:
+    """Return all that a hospital ever answers through Flower: an upload id and a status code."""
+    answer = ConfigRecord({STATUS_KEY: status, UPLOAD_ID_KEY: upload_id})
+    return RecordDict({EMPTY_ARRAYS: ArrayRecord(), RECORD: answer})
+
+
+def status_of(reply: Message) -> str:
+    """Return the status code in a hospital's reply; ``no_status`` for anything that is none of ours."""
+    if reply.has_error() or not reply.has_content():
+        return "no_answer"
+    record = reply.content.config_records.get(RECORD)
+    status = record.get(STATUS_KEY) if record is not None else None
+    return status if isinstance(status, str) and len(status) <= 32 and status.isidentifier() else "no_status"
+
+
+def one_reply(
+    order: Message, arrays: tuple[str, ArrayRecord] | None, metrics: Mapping[str, float]
+) -> Message:
+    """Return the one reply that an inner strategy gets: it holds the average of the included hospitals.
+
+    Args:
+        order: Any of the round's messages, to reply to.
+        arrays: Record name and the averaged parameters; None when evaluating.
+        metrics: The weight under the strategy's key, and the averaged metrics.
+    """
+    content = RecordDict({"metrics": MetricRecord(dict(metrics))})
+    if arrays is not None:
+        content[arrays[0]] = arrays[1]
+    return Message(content, reply_to=order)

@@ -1,0 +1,297 @@
+"""The server side in one line: ``SecureAggregation(FedAvg(...), aggregators=..., identity=...)``.
+
+The wrapper signs one announcement a round, sends it with the messages of the inner strategy, and asks the
+aggregators for the average of the included hospitals. The inner strategy gets one reply that holds it, so
+neither it nor the ServerApp ever has a single hospital's update, weight or metric.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict, UserConfig
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedsec.aggregation.announcement import (
+    SESSION_BYTES,
+    Announcement,
+    Member,
+    RoundId,
+)
+from fedsec.aggregation.collector import Collector, RoundResult
+from fedsec.errors import RoundAbortedError, UsageError
+from fedsec.federation.compatibility import check_strategy
+from fedsec.federation.plan import RoundPlan, announce_round
+from fedsec.federation.records import (
+    ANNOUNCEMENT_KEY,
+    RECORD,
+    SIGNATURE_KEY,
+    STORED,
+    WEIGHTED_BY_KEY,
+    array_names,
+    config_items,
+    one_reply,
+    only_arrays,
+    status_of,
+)
+from fedsec.transport import ClusterFile, Deadline, Identity, Meter
+
+Phase = Literal["train", "evaluate"]
+
+_log = logging.getLogger(__name__)
+
+
+class HasClusterFile(Protocol):
+    """Anything that knows its cluster file, such as a started ``fedsec.Cluster``."""
+
+    @property
+    def file(self) -> Path:
+        """Path of the cluster file."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SecureRound:
+    """What the ServerApp knows of one secured exchange, for logs and reports.
+
+    Attributes:
+        server_round: The federated round.
+        phase: ``train`` or ``evaluate``.
+        statuses: How many hospitals answered with each status code.
+        result: The opened average and who is in it; None when the round was aborted.
+        aborted: Why there is no result; empty otherwise.
+        seconds: From the last reply to the decoded average.
+    """
+
+    server_round: int
+    phase: Phase
+    statuses: dict[str, int]
+    result: RoundResult | None
+    aborted: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _OpenRound:
+    announcement: Announcement
+    order: Message
+    record_name: str
+    base: dict[str, npt.NDArray[Any]]
+
+
+class SecureAggregation(Strategy):
+    """A Flower strategy that wraps another and lets it see averages only.
+
+    Args:
+        inner: A strategy that uses only the weighted mean: FedAvg, FedProx, FedAvgM, FedAdam, FedAdagrad,
+            FedYogi, or one of your own. Those that need single updates are refused by name.
+        aggregators: The cluster file (object or path), or anything with a ``file``, such as a Cluster.
+        identity: The Flower server's identity (object or PEM path); hospitals pin its key.
+        plan: The public constants of the rounds.
+        run_config: The run config of the ServerApp's context. Hospitals compare it with their own, so it
+            must be given when the app has one.
+        on_round: Called with a :class:`SecureRound` after each secured exchange.
+
+    Raises:
+        UsageError: The inner strategy, the cluster file or the identity does not fit.
+    """
+
+    def __init__(
+        self,
+        inner: Strategy,
+        aggregators: ClusterFile | Path | str | HasClusterFile,
+        identity: Identity | Path | str,
+        *,
+        plan: RoundPlan | None = None,
+        run_config: UserConfig | None = None,
+        on_round: Callable[[SecureRound], None] | None = None,
+    ) -> None:
+        check_strategy(inner)
+        self.inner = inner
+        self.plan = plan or RoundPlan()
+        self._cluster = _cluster_file(aggregators)
+        self._identity = identity if isinstance(identity, Identity) else Identity.load(Path(identity))
+        if self._cluster.server != self._identity.public_key:
+            raise UsageError(
+                f"the cluster file pins another server key than that of '{self._identity.name}': hospitals "
+                "and aggregators would refuse every round"
+            )
+        self._run_config = dict(run_config or {})
+        self._on_round = on_round
+        self.meter = Meter()
+        """Counts the bytes between the ServerApp and the aggregators."""
+        self._collector = Collector(self._cluster.parties, self._identity, meter=self.meter)
+        self._session = b""
+        self._position = -1
+        self._open: _OpenRound | None = None
+
+    def close(self) -> None:
+        """Close the connections to the aggregators."""
+        self._collector.close()
+
+    def summary(self) -> None:
+        """Log what is secured, then the inner strategy's own summary."""
+        parties = ", ".join(party.name for party in self._cluster.parties)
+        _log.info(
+            "secure aggregation over %s; at least %d hospitals a sum", parties, self.plan.minimum_cohort
+        )
+        self.inner.summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the inner strategy's messages, each with the round's signed announcement.
+
+        Raises:
+            UsageError: The inner strategy sends hospitals different contents.
+            PeerLostError: An aggregator cannot be reached; the text names it.
+        """
+        messages = self.inner.configure_train(server_round, arrays, config, grid)
+        return self._announce("train", server_round, list(messages))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Hand the inner strategy the opened average as its only reply.
+
+        Returns:
+            What the inner strategy makes of it; ``(None, None)``, which leaves the model as it is, when the
+            round was aborted or had fewer hospitals than the minimum cohort.
+        """
+        opened, result = self._collect("train", server_round, replies)
+        if opened is None or result is None:
+            return None, None
+        averaged = ArrayRecord(
+            {
+                name: Array(np.asarray(before + mean, dtype=before.dtype))
+                for (name, before), mean in zip(opened.base.items(), result.arrays, strict=True)
+            }
+        )
+        reply = one_reply(opened.order, (opened.record_name, averaged), self._numbers(result))
+        return self.inner.aggregate_train(server_round, [reply])
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the inner strategy's messages, if any, each with an announcement for metrics only."""
+        messages = self.inner.configure_evaluate(server_round, arrays, config, grid)
+        return self._announce("evaluate", server_round, list(messages))
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Hand the inner strategy the averaged metrics as its only reply; None when the round was aborted."""
+        opened, result = self._collect("evaluate", server_round, replies)
+        if opened is None or result is None:
+            return None
+        reply = one_reply(opened.order, None, self._numbers(result))
+        return self.inner.aggregate_evaluate(server_round, [reply])
+
+    def _announce(self, phase: Phase, server_round: int, messages: list[Message]) -> list[Message]:
+        self._open = None
+        if not messages:
+            return []
+        content = _common_content(messages, phase)
+        given = only_arrays(content)
+        if given is None:
+            raise UsageError(
+                f"{type(self.inner).__name__} sends another content than one ArrayRecord and ConfigRecords"
+            )
+        record_name, record = given
+        base = {name: array.numpy() for name, array in record.items()}
+        round_id = RoundId(self._session_for(phase, server_round), server_round, phase)
+        announcement = announce_round(
+            self.plan,
+            round_id,
+            cluster=self._cluster,
+            recipient=Member(self._identity.name, self._identity.public_key),
+            arrays=dict(zip(array_names(record_name, record), base.values(), strict=True)),
+            config=config_items(content.config_records, self._run_config, self._weighted_by),
+        )
+        signed = self._collector.announce(announcement, Deadline.after(self.plan.collect_seconds))
+        ours = ConfigRecord(
+            {
+                ANNOUNCEMENT_KEY: signed.payload,
+                SIGNATURE_KEY: signed.signature,
+                WEIGHTED_BY_KEY: self._weighted_by,
+            }
+        )
+        for message in messages:
+            # Strategies share one RecordDict among messages: it is left as it was.
+            message.content = RecordDict({**content, RECORD: ours})
+        self._open = _OpenRound(announcement, messages[0], record_name, base)
+        return messages
+
+    def _session_for(self, phase: Phase, server_round: int) -> bytes:
+        """Return the session of this exchange; a new one when the rounds count from 1 again."""
+        position = 2 * server_round + (phase == "evaluate")
+        if position <= self._position or not self._session:
+            self._session = os.urandom(SESSION_BYTES)
+        self._position = position
+        return self._session
+
+    def _collect(
+        self, phase: Phase, server_round: int, replies: Iterable[Message]
+    ) -> tuple[_OpenRound | None, RoundResult | None]:
+        opened, self._open = self._open, None
+        statuses = Counter(status_of(reply) for reply in replies)
+        if opened is None:
+            return None, None
+        started = time.perf_counter()
+        result, aborted = None, ""
+        try:
+            result = self._collector.collect(opened.announcement, Deadline.after(self.plan.collect_seconds))
+        except RoundAbortedError as error:
+            aborted = str(error)
+            _log.warning("%s round %d has no average, the model stays: %s", phase, server_round, error)
+        report = SecureRound(
+            server_round=server_round,
+            phase=phase,
+            statuses=dict(statuses),
+            result=result,
+            aborted=aborted,
+            seconds=time.perf_counter() - started,
+        )
+        _log.info("%s round %d: %d hospitals stored an upload", phase, server_round, statuses[STORED])
+        if self._on_round is not None:
+            self._on_round(report)
+        return opened, result
+
+    @property
+    def _weighted_by(self) -> str:
+        return str(getattr(self.inner, "weighted_by_key", "num-examples"))
+
+    def _numbers(self, result: RoundResult) -> dict[str, float]:
+        return {self._weighted_by: result.total_weight, **result.metrics}
+
+
+def _cluster_file(aggregators: ClusterFile | Path | str | HasClusterFile) -> ClusterFile:
+    if isinstance(aggregators, ClusterFile):
+        return aggregators
+    path = aggregators if isinstance(aggregators, str | Path) else aggregators.file
+    return ClusterFile.load(Path(path))
+
+
+def _common_content(messages: Sequence[Message], phase: Phase) -> RecordDict:
+    """Return the content that all messages share."""
+    content = messages[0].content
+    for message in messages:
+        if message.metadata.message_type != phase:
+            raise UsageError(
+                f"expected messages of type {phase}, got {message.metadata.message_type}: hospitals answer "
+                "no other, since its reply could carry anything"
+            )
+        if message.content is not content and message.content != content:
+            raise UsageError(
+                "the inner strategy sends hospitals different models or configs; one announcement covers "
+                "all of them, so every hospital must get the same"
+            )
+    return content

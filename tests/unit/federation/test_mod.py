@@ -1,0 +1,273 @@
+"""The client mod: what it refuses, what it lets the app see, and that nothing but a status goes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+
+from fedsec.errors import PeerLostError, RangeError
+from fedsec.federation.plan import RoundPlan
+from fedsec.transport import ClusterFile, Role
+
+App = Callable[[Message, Context], Message]
+
+
+def app(seen: list[Message], **changes: Any) -> App:
+    """Adds 0.25 to every parameter; ``changes`` replaces records of its reply."""
+
+    def run(message: Message, context: Context) -> Message:
+        seen.append(message)
+        arrays = message.content["arrays"]
+        assert isinstance(arrays, ArrayRecord)
+        new = ArrayRecord({name: Array(a.numpy() + np.float32(0.25)) for name, a in arrays.items()})
+        metrics = MetricRecord({"num-examples": 70, "loss": 1.5, "patients": 4711})
+        records: dict[str, Any] = {"arrays": new, "metrics": metrics, **changes}
+        kept = {name: record for name, record in records.items() if record is not None}
+        return Message(RecordDict(kept), reply_to=message)
+
+    return run
+
+
+def answer(reply: Message) -> tuple[str, bytes]:
+    """The status and the upload id, after checking that there is nothing else."""
+    assert not reply.has_error()
+    assert sorted(reply.content) == ["arrays", "fedsec"]
+    assert reply.content["arrays"] == ArrayRecord()
+    record = reply.content["fedsec"]
+    assert isinstance(record, ConfigRecord)
+    assert sorted(record) == ["status", "upload-id"]
+    status, upload_id = record["status"], record["upload-id"]
+    assert isinstance(status, str)
+    assert isinstance(upload_id, bytes)
+    return status, upload_id
+
+
+def refused(paper: Any, message: Message, context: Context | None = None) -> str:
+    """The status of a message that must be refused before training, with nothing shared."""
+    seen: list[Message] = []
+    status, upload_id = answer(paper.mod(message, context or paper.context(), app(seen)))
+    assert upload_id == b""
+    assert seen == [], "refused only after training"
+    assert not any(client.submitted for client in paper.clients), "refused, and shared all the same"
+    return status
+
+
+def test_it_shares_the_update_and_the_app_sees_nothing_of_it(paper: Any) -> None:
+    seen: list[Message] = []
+    content = paper.content()
+    announcement = paper.announce(content)
+    message = paper.message(content, announcement)
+
+    reply = paper.mod(message, paper.context(), app(seen))
+
+    assert answer(reply) == ("stored", b"upload-id-16byte")
+    assert reply.metadata.dst_node_id == message.metadata.src_node_id
+    assert sorted(seen[0].content) == ["arrays", "config"]
+    ((shared, update, num_examples, metrics),) = paper.clients[0].submitted
+    assert shared == announcement
+    assert [array.dtype for array in update] == [np.float64, np.float64]
+    np.testing.assert_array_equal(update[0], np.full((2, 3), 0.25))
+    np.testing.assert_array_equal(update[1], np.full(3, 0.25))
+    assert num_examples == 70
+    assert metrics == {"loss": 1.5}, "only the announced metrics"
+
+
+def test_evaluation_shares_metrics_only(paper: Any) -> None:
+    paper.plan = dataclasses.replace(paper.plan, evaluate_metrics={"loss": (0.0, 10.0)})
+    content = paper.content()
+    message = paper.message(content, paper.announce(content, phase="evaluate"), kind="evaluate")
+    status, _ = answer(paper.mod(message, paper.context(), app([], arrays=None)))
+    assert status == "stored"
+    ((_, update, num_examples, metrics),) = paper.clients[0].submitted
+    assert (update, num_examples, metrics) == ([], 70, {"loss": 1.5})
+
+
+def test_one_client_serves_all_rounds_and_is_closed(paper: Any) -> None:
+    for server_round in (1, 2):
+        content = paper.content(**{"server-round": server_round})
+        answer(paper.mod(paper.message(content, paper.announce(content)), paper.context(), app([])))
+    assert len(paper.clients) == 1
+    assert list(paper.mod.meters()) == [paper.trust.resolve()]
+    paper.mod.close()
+    assert paper.clients[0].closed
+
+
+def test_trust_from_the_environment(paper: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = paper.context()
+    del context.node_config["fedsec-trust"]
+    content = paper.content()
+    announcement = paper.announce(content)
+    assert refused(paper, paper.message(content, announcement), context) == "usage"
+    monkeypatch.setenv("FEDSEC_TRUST", str(paper.trust))
+    status, _ = answer(paper.mod(paper.message(content, announcement), context, app([])))
+    assert status == "stored"
+
+
+def test_threat_49_the_run_config_and_the_message_cannot_name_the_trust_file(paper: Any) -> None:
+    run_config = {"fedsec-trust": str(paper.trust), "FEDSEC_TRUST": str(paper.trust)}
+    context = paper.context(run_config)
+    del context.node_config["fedsec-trust"]
+    content = paper.content(**run_config)
+    announcement = paper.announce(content, run_config=run_config)
+    assert refused(paper, paper.message(content, announcement), context) == "usage"
+
+
+# What a misbehaving ServerApp may try. All of it is refused before training.
+
+
+def test_threat_49_without_an_announcement_no_update_leaves(paper: Any) -> None:
+    assert refused(paper, paper.message(paper.content(), None)) == "trust"
+    unsigned = paper.message(paper.content(), None)
+    unsigned.content["fedsec"] = ConfigRecord({"announcement": b"", "weighted-by": "num-examples"})
+    assert refused(paper, unsigned) == "trust"
+
+
+@pytest.mark.parametrize("kind", ["query", "train.other", "evaluate.other", "query.anything"])
+def test_threat_49_other_kinds_of_messages_are_not_answered(paper: Any, kind: str) -> None:
+    content = paper.content()
+    assert refused(paper, paper.message(content, paper.announce(content), kind=kind)) == "trust"
+
+
+def test_threat_49_another_signer(paper: Any) -> None:
+    content = paper.content()
+    other = paper.identity("server", Role.SERVER)
+    assert refused(paper, paper.message(content, paper.announce(content), signer=other)) == "trust"
+
+
+def test_threat_49_another_recipient(paper: Any) -> None:
+    content = paper.content()
+    announcement = paper.announce(content, recipient=paper.identity("server", Role.SERVER))
+    assert refused(paper, paper.message(content, announcement)) == "trust"
+
+
+def test_threat_49_other_aggregators(paper: Any) -> None:
+    cluster: ClusterFile = paper.cluster
+    key = paper.identity("party-2", Role.PARTY).public_key
+    other_key = (*cluster.parties[:2], dataclasses.replace(cluster.parties[2], public_key=key))
+    for parties in (other_key, cluster.parties[:2]):
+        content = paper.content()
+        announcement = paper.announce(content, cluster=dataclasses.replace(cluster, parties=parties))
+        assert refused(paper, paper.message(content, announcement)) == "trust"
+
+
+def test_threat_49_an_unknown_hospital_in_the_roster(paper: Any) -> None:
+    sybil = {"hospital-99": paper.identity("hospital-99", Role.HOSPITAL).public_key}
+    cluster = dataclasses.replace(paper.cluster, hospitals={**paper.cluster.hospitals, **sybil})
+    content = paper.content()
+    assert refused(paper, paper.message(content, paper.announce(content, cluster=cluster))) == "trust"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"minimum_cohort": 2}, {"largest_weight": 1001}, {"clip": 4.5}, {"ring_bits": 64}]
+)
+def test_threat_49_limits(paper: Any, changes: dict[str, Any]) -> None:
+    plan: RoundPlan = dataclasses.replace(paper.plan, **changes)
+    content = paper.content()
+    assert refused(paper, paper.message(content, paper.announce(content, plan=plan))) == "trust"
+
+
+def test_threat_26_another_model_or_config_than_announced(paper: Any) -> None:
+    content = paper.content()
+    announcement = paper.announce(content)
+    zero = ConfigRecord({"lr": 0.0, "server-round": 1})
+    more = ConfigRecord({"lr": 0.5, "server-round": 1, "epochs": 9})
+    arrays = content["arrays"]
+    assert isinstance(arrays, ArrayRecord)
+    changed = ArrayRecord({"w": Array(np.zeros((2, 3), np.float32)), "b": arrays["b"]})
+    renamed = ArrayRecord({"v": arrays["w"], "b": arrays["b"]})
+    extra: list[dict[str, Any]] = [
+        {"config": zero},
+        {"config": more},
+        {"more": ConfigRecord({"lr": 0.0})},
+        {"arrays": changed},
+        {"arrays": renamed},
+        {"more": arrays},
+        {"more": MetricRecord({"lr": 0.0})},
+    ]
+    for change in extra:
+        other = RecordDict({**content, **change})
+        assert refused(paper, paper.message(other, announcement)) == "trust", sorted(change)
+
+
+def test_threat_26_another_weight_metric_than_announced(paper: Any) -> None:
+    content = paper.content()
+    message = paper.message(content, paper.announce(content))
+    ours = message.content["fedsec"]
+    assert isinstance(ours, ConfigRecord)
+    message.content["fedsec"] = ConfigRecord({**ours, "weighted-by": "patients"})
+    assert refused(paper, message) == "trust"
+
+
+def test_threat_26_another_run_config_than_announced(paper: Any) -> None:
+    content = paper.content()
+    announcement = paper.announce(content, run_config={"lr": 0.1})
+    status, _ = answer(paper.mod(paper.message(content, announcement), paper.context({"lr": 0.1}), app([])))
+    assert status == "stored"
+    paper.clients[0].submitted.clear()
+    assert refused(paper, paper.message(content, announcement), paper.context({"lr": 0.0})) == "trust"
+
+
+def test_an_evaluation_announcement_does_not_train(paper: Any) -> None:
+    content = paper.content()
+    assert refused(paper, paper.message(content, paper.announce(content, phase="evaluate"))) == "trust"
+
+
+# What the hospital's own app may do wrong. Its hospital is out of the round, and nothing is told.
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metrics": None},
+        {"arrays": None},
+        {"metrics": MetricRecord({"loss": 1.0})},
+        {"metrics": MetricRecord({"num-examples": 10.5, "loss": 1.0})},
+        {"metrics": MetricRecord({"num-examples": 10})},
+        {"metrics": MetricRecord({"num-examples": 10, "loss": [1.0, 2.0]})},
+        {"more": MetricRecord({"num-examples": 10})},
+        {"more": ArrayRecord()},
+        {"arrays": ArrayRecord({"w": Array(np.zeros((2, 3), np.float32))})},
+        {"arrays": ArrayRecord({"w": Array(np.zeros((3, 2), np.float32)), "b": Array(np.zeros(3))})},
+    ],
+)
+def test_a_reply_that_does_not_fit(paper: Any, changes: dict[str, Any]) -> None:
+    content = paper.content()
+    message = paper.message(content, paper.announce(content))
+    assert answer(paper.mod(message, paper.context(), app([], **changes))) == ("input", b"")
+    assert paper.clients[0].submitted == []
+
+
+def test_threat_45_no_text_of_the_app_leaves_or_is_logged(
+    paper: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_message: Message, _context: Context) -> Message:
+        raise ValueError("patient 4711 has a secret")
+
+    def error(message: Message, _context: Context) -> Message:
+        return Message(Error(0, "patient 4711 has a secret"), reply_to=message)
+
+    caplog.set_level(logging.DEBUG)
+    content = paper.content()
+    announcement = paper.announce(content)
+    for function, code in ((broken, "failed"), (error, "input")):
+        reply = paper.mod(paper.message(content, announcement), paper.context(), function)
+        assert answer(reply) == (code, b"")
+        assert "4711" not in repr(reply)
+    assert "4711" not in caplog.text
+    assert "ValueError at test_mod.py:" in caplog.text
+
+
+@pytest.mark.parametrize("failure", [PeerLostError("party-1 closed"), RangeError("too large")])
+def test_errors_of_the_upload_become_codes(paper: Any, failure: PeerLostError | RangeError) -> None:
+    content = paper.content()
+    announcement = paper.announce(content)
+    answer(paper.mod(paper.message(content, announcement), paper.context(), app([])))
+    paper.clients[0].failure = failure
+    reply = paper.mod(paper.message(content, announcement), paper.context(), app([]))
+    assert answer(reply) == (failure.code, b"")
