@@ -91,12 +91,12 @@ class Table:
 
     def _send(self, link: Channel, kind: str, message: msgspec.Struct) -> None:
         """Send one small message of this step."""
-        link.send(f"serve-{kind}/{self._step}", _ENCODER.encode(message), Deadline.after(self._silence_s))
+        link.send(f"serve_{kind}/{self._step}", _ENCODER.encode(message), Deadline.after(self._silence_s))
 
     def _receive(self, link: Channel, kind: str, message: type[T]) -> T:
         """Receive one small message of this step."""
         deadline = Deadline.after(self._silence_s)
-        frame = link.receive(f"serve-{kind}/{self._step}", max_bytes=_STEP_BYTES, deadline=deadline)
+        frame = link.receive(f"serve_{kind}/{self._step}", max_bytes=_STEP_BYTES, deadline=deadline)
         try:
             return msgspec.msgpack.decode(frame, type=message)
         except msgspec.MsgspecError as error:

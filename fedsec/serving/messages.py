@@ -36,7 +36,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """What all messages share: immutable, named fields, unknown fields refused."""
 
 
-class ShareModel(Message, frozen=True, tag="share-model"):
+class ShareModel(Message, frozen=True, tag="share_model"):
     """Owner to party: hold this part of a model's weights in memory. The body is the part."""
 
     model: Id
@@ -44,20 +44,20 @@ class ShareModel(Message, frozen=True, tag="share-model"):
     digest: Digest
 
 
-class ModelHeld(Message, frozen=True, tag="model-held"):
+class ModelHeld(Message, frozen=True, tag="model_held"):
     """The party holds its part; ``digest`` is the plan's as the party computed it."""
 
     model: Id
     digest: Digest
 
 
-class ForgetModel(Message, frozen=True, tag="forget-model"):
+class ForgetModel(Message, frozen=True, tag="forget_model"):
     """Owner to party: drop the part of this model."""
 
     model: Id
 
 
-class ModelForgotten(Message, frozen=True, tag="model-forgotten"):
+class ModelForgotten(Message, frozen=True, tag="model_forgotten"):
     """The party holds no part of the model any more."""
 
     model: Id
@@ -76,13 +76,13 @@ class Serve(Message, frozen=True, tag="serve"):
     quota: Limit | None = None
 
 
-class ReadStatus(Message, frozen=True, tag="read-status"):
+class ReadStatus(Message, frozen=True, tag="read_status"):
     """Owner or party: how is the service? The reply waits up to ``wait_s`` seconds for its end."""
 
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.0
 
 
-class StopService(Message, frozen=True, tag="stop-service"):
+class StopService(Message, frozen=True, tag="stop_service"):
     """Owner to party: end the service; the reply comes when it has ended."""
 
 
@@ -99,14 +99,14 @@ class Status(Message, frozen=True, tag="status"):
     text: str = ""
 
 
-class OpenLink(Message, frozen=True, tag="open-link"):
+class OpenLink(Message, frozen=True, tag="open_link"):
     """Party to the next party: this connection becomes the link of the two for one service."""
 
     service: Id
     terms: Digest
 
 
-class LinkOpened(Message, frozen=True, tag="link-opened"):
+class LinkOpened(Message, frozen=True, tag="link_opened"):
     """The link is taken; the next bytes on it belong to the session."""
 
     service: Id

@@ -105,7 +105,7 @@ class PredictionService:
             Route(Query, user, self._query, self._query_bytes),
         ]
 
-    def stop(self, wait_s: float = 3.0) -> None:
+    def stop(self, wait_s: float = 2.0) -> None:
         """Leave a running service, cleanly if the others answer in time, and close the ledger."""
         with self._lock:
             service = self._service

@@ -317,7 +317,7 @@ def test_threat_18_an_id_that_was_answered_is_refused(start: Start) -> None:
 
 def test_a_malformed_step_ends_the_service_and_names_the_sender(start: Start) -> None:
     seats = start(run=(1,), limits=replace(LIMITS, silence_s=2.0))
-    seats[0].links[1].send("serve-proposal/1", b"\xc1 not msgpack", Deadline.after(1))
+    seats[0].links[1].send("serve_proposal/1", b"\xc1 not msgpack", Deadline.after(1))
     outcome = ends(seats)[1]
     assert isinstance(outcome, ProtocolError)
     assert "alice" in str(outcome)

@@ -1,0 +1,1 @@
+"""The party process: aggregation and prediction behind one port, started by ``fedsec party``."""

@@ -1,0 +1,157 @@
+"""The main of a party process: one port, one identity, one folder of state, clean ends.
+
+A party aggregates hospitals' updates and, if it is one of the first three of its cluster, computes
+predictions. It loads neither TensorFlow nor Flower, and never reads a model file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+from contextlib import ExitStack
+from types import FrameType
+
+from fedsec.aggregation.service import AggregatorService
+from fedsec.errors import TrustError, UsageError
+from fedsec.party.state import claim_state
+from fedsec.serving.parts import PARTIES
+from fedsec.serving.prediction import PredictionService
+from fedsec.transport import ClusterFile, Identity, Meter, PartyConfig, Role, meter_route
+from fedsec.transport.server import Server
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: PartyConfig, listen_fd: int | None = None, watch_stdin: bool = False) -> int:
+    """Be a party until SIGTERM, SIGINT, or the launcher is gone.
+
+    Prints one JSON line ``{"ready": <port>, "name": <name>}`` on standard output when it accepts
+    connections; logs go to standard error.
+
+    Args:
+        config: the party's settings.
+        listen_fd: descriptor of a bound and listening socket, from a launcher; otherwise the party
+            listens at ``config.host`` and ``config.port``.
+        watch_stdin: end when standard input closes.
+
+    Returns:
+        Exit code 0 after a clean end.
+
+    Raises:
+        UsageError: a file is missing, or the cluster file does not name this party.
+        TrustError: identity and cluster file do not fit together.
+        StateError: the state folder is damaged, readable for others, or used by another process.
+    """
+    _keep_secrets_in_memory()
+    _log_to_stderr(config)
+    identity, cluster = Identity.load(config.identity), ClusterFile.load(config.cluster)
+    check_place(config.name, identity, cluster)
+    ended = _end_on_signals()
+    with ExitStack() as stack:
+        claim_state(config.state, stack)
+        meter = Meter()
+        aggregator = AggregatorService(
+            identity, cluster, config.state, minimum_cohort=config.minimum_cohort, meter=meter
+        )
+        prediction = _prediction(config, identity, cluster, meter)
+        routes = [meter_route(meter), *aggregator.routes()]
+        if prediction is not None:
+            routes += prediction.routes()
+        server = Server(_address(config, listen_fd), identity, routes, meter=meter, admit=cluster.admit)
+        # Left in reverse order: the services end while their links, which the server knows, still work.
+        stack.callback(server.stop)
+        stack.callback(aggregator.stop)
+        if prediction is not None:
+            stack.callback(prediction.stop)
+        aggregator.start()
+        server.start()
+        _say_ready(server.port, config.name)
+        if watch_stdin:
+            threading.Thread(target=_watch_stdin, args=(ended,), name="stdin", daemon=True).start()
+        ended.wait()
+        logger.info("%s ends", config.name)
+    return 0
+
+
+def check_place(name: str, identity: Identity, cluster: ClusterFile) -> None:
+    """Check that this identity is the party that the cluster file expects under this name.
+
+    Raises:
+        UsageError: the cluster file does not name the party.
+        TrustError: the identity has another role, name or key than expected.
+    """
+    pinned = cluster.party(name)
+    if (identity.role, identity.name) != (Role.PARTY, name):
+        raise TrustError(f"expected the identity of party {name}, got {identity.role} {identity.name}")
+    if identity.public_key != pinned.public_key:
+        raise TrustError(
+            f"the cluster file pins another key for {name} than its identity has: nobody would talk to it; "
+            "take the cluster file that was made with this identity"
+        )
+
+
+def _prediction(
+    config: PartyConfig, identity: Identity, cluster: ClusterFile, meter: Meter
+) -> PredictionService | None:
+    """Return the prediction service of one of the first three parties; further ones only aggregate."""
+    computing = cluster.parties[:PARTIES]
+    if len(computing) < PARTIES or config.name not in {party.name for party in computing}:
+        return None
+    return PredictionService(identity, computing, config.state, meter=meter)
+
+
+def _keep_secrets_in_memory() -> None:
+    """Let no crash write shares and keys into a core file."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
+def _log_to_stderr(config: PartyConfig) -> None:
+    """Send this process' log to standard error, one line an event."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=config.log_level.upper(),
+        format=f"%(asctime)s {config.name} %(levelname)s %(name)s: %(message)s",
+    )
+
+
+def _end_on_signals() -> threading.Event:
+    """Return an event that SIGTERM and SIGINT set."""
+    ended = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        ended.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    return ended
+
+
+def _address(config: PartyConfig, listen_fd: int | None) -> tuple[str, int] | socket.socket:
+    """Return where to listen: the launcher's socket, or the configured address."""
+    if listen_fd is None:
+        return config.host, config.port
+    try:
+        return socket.socket(fileno=listen_fd)
+    except OSError as error:
+        raise UsageError(f"descriptor {listen_fd} is no socket: {error.strerror}") from error
+
+
+def _say_ready(port: int, name: str) -> None:
+    """Tell whoever started this process that it accepts connections."""
+    sys.stdout.write(json.dumps({"ready": port, "name": name}) + "\n")
+    sys.stdout.flush()
+    logger.info("%s accepts connections on port %d", name, port)
+
+
+def _watch_stdin(ended: threading.Event) -> None:
+    """Set the event when standard input closes: the launcher has died without a word."""
+    while os.read(0, 4096):
+        pass
+    ended.set()

@@ -1,0 +1,387 @@
+"""Owner, three parties and users over TLS, all in this process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from fedsec.errors import (
+    DeadlineError,
+    FedsecError,
+    InputError,
+    PeerLostError,
+    ProtocolError,
+    ServiceEndedError,
+    TrustError,
+    UsageError,
+)
+from fedsec.nn import Plan, Weights, plaintext
+from fedsec.ring import RING64
+from fedsec.serving import messages, parts
+from fedsec.serving.client import Client
+from fedsec.serving.limits import Limits
+from fedsec.serving.owner import Owner
+from fedsec.transport import Channel, Deadline, Role, call, connect
+
+Model = tuple[Plan, Weights]
+LIMITS = Limits(heartbeat_s=0.1, silence_s=5.0, part_s=1.0, setup_s=10.0)
+
+
+def images(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(size=(count, 6, 6, 1))
+
+
+@pytest.fixture
+def trio(start_trio: Callable[..., Any]) -> Any:
+    return start_trio()
+
+
+def serve(trio: Any, model: Model, **limits: Any) -> Owner:
+    owner = trio.owner()
+    owner.share(*model)
+    owner.serve(**limits)
+    return owner
+
+
+def client(trio: Any, name: str = "user") -> Client:
+    return Client.connect(trio.cluster, trio.identity(name))
+
+
+def channel_to(trio: Any, party: int, name: str = "user") -> Channel:
+    return connect(trio.cluster.parties[party], trio.identity(name), deadline=Deadline.after(5))
+
+
+def test_private_logits_are_the_plans_and_the_service_ends_exactly(trio: Any, model: Model) -> None:
+    plan, weights = model
+    with serve(trio, model, num_requests=4) as owner, client(trio) as user:
+        asked = images(3)
+        expected = plaintext.predict(plan, weights, asked)
+        np.testing.assert_allclose(user.predict(asked), expected, atol=2e-3)
+        np.testing.assert_allclose(user.predict(asked[0, ..., 0]), expected[:1], atol=2e-3)
+        assert owner.wait(10).state == "ended"
+        assert owner.status().answered == 4
+        with pytest.raises(ServiceEndedError, match="has answered its 4 images"):
+            user.predict(asked[:1])
+    with pytest.raises(ServiceEndedError):
+        client(trio)
+
+
+def test_a_second_service_of_the_same_model_needs_no_second_sharing(trio: Any, model: Model) -> None:
+    with serve(trio, model, num_requests=1) as owner:
+        for _ in range(2):
+            with client(trio) as user:
+                user.predict(images(1))
+            assert owner.wait(10).state == "ended"
+            owner.serve(num_requests=1)
+        assert owner.stop().state == "stopped"
+        owner.forget()
+        with pytest.raises(UsageError, match="share it with all three"):
+            owner.serve()
+
+
+def test_more_images_than_a_request_takes_go_out_in_several(trio: Any, model: Model) -> None:
+    plan, weights = model
+    with serve(trio, model), client(trio) as user:
+        asked = images(130)
+        np.testing.assert_allclose(user.predict(asked), plaintext.predict(plan, weights, asked), atol=2e-3)
+
+
+def test_threat_33_parallel_clients_get_exactly_the_number(trio: Any, model: Model) -> None:
+    with serve(trio, model, num_requests=5) as owner:
+        clients = [client(trio) for _ in range(4)]
+
+        def ask(user: Client) -> int:
+            answered = 0
+            try:
+                for _ in range(3):
+                    user.predict(images(1))
+                    answered += 1
+            except ServiceEndedError:
+                pass
+            return answered
+
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(ask, clients)) == 5
+        assert owner.wait(10).answered == 5
+        for user in clients:
+            user.close()
+
+
+def test_threat_33_the_quota_is_each_certificates_own(trio: Any, model: Model) -> None:
+    with serve(trio, model, quota=2), client(trio) as user, client(trio, "eve") as eve:
+        user.predict(images(2))
+        with pytest.raises(TrustError, match="0 more images"):
+            user.predict(images(1))
+        with client(trio) as again, pytest.raises(TrustError):
+            again.predict(images(1))
+        eve.predict(images(2))
+
+
+def query_to(trio: Any, party: int, name: str, query: messages.Query, body: bytes) -> FedsecError | None:
+    """Send one part under one certificate, as a client of one's own would; returns the error."""
+    with channel_to(trio, party, name) as channel:
+        try:
+            call(
+                channel, query, messages.Answer, body=body, deadline=Deadline.after(8), max_body_bytes=1 << 16
+            )
+        except FedsecError as error:
+            return error
+    return None
+
+
+@pytest.mark.parametrize("stolen", [(0,), (1, 2), (0, 1, 2)])
+def test_threat_51_parts_under_anothers_id_join_nothing(
+    trio: Any, model: Model, stolen: tuple[int, ...]
+) -> None:
+    """Eve sends parts under the user's request id at one, two and three parties."""
+    with serve(trio, model) as owner, client(trio) as user:
+        query = messages.Query(service=user._service, request=b"r" * 16, images=1)
+        bodies = parts.split(np.zeros(36, np.uint64))
+        jobs = [(party, "eve") for party in stolen] + [(party, "user") for party in range(3)]
+        with ThreadPoolExecutor(6) as pool:
+            errors = list(pool.map(lambda job: query_to(trio, *job, query, bodies[job[0]]), jobs))
+        # The user's own request is answered; Eve's only if it is complete, as a request of her own.
+        assert errors[len(stolen) :] == [None, None, None]
+        if len(stolen) < 3:
+            assert all(isinstance(error, DeadlineError) for error in errors[: len(stolen)])
+            assert owner.status().answered == 1
+        else:
+            assert errors[:3] == [None, None, None]
+            assert owner.status().answered == 2
+
+
+def test_an_incomplete_request_names_who_has_no_part_and_costs_nothing(trio: Any, model: Model) -> None:
+    with serve(trio, model, quota=1), client(trio) as user:
+        query = messages.Query(service=user._service, request=b"r" * 16, images=1)
+        bodies = parts.split(np.zeros(36, np.uint64))
+        with ThreadPoolExecutor(2) as pool:
+            errors = list(pool.map(lambda party: query_to(trio, party, "user", query, bodies[party]), (0, 2)))
+        assert all("party-1 got no part of it" in str(error) for error in errors)
+        user.predict(images(1))
+
+
+def test_threat_18_a_request_id_is_good_for_one_answer(trio: Any, model: Model) -> None:
+    with serve(trio, model), client(trio) as user:
+        query = messages.Query(service=user._service, request=b"r" * 16, images=1)
+        bodies = parts.split(np.zeros(36, np.uint64))
+        for expected in (type(None), ProtocolError):
+            with ThreadPoolExecutor(3) as pool:
+                errors = list(
+                    pool.map(lambda party: query_to(trio, party, "user", query, bodies[party]), range(3))
+                )
+            assert [type(error) for error in errors] == [expected] * 3
+
+
+@pytest.mark.parametrize("change", [-1, 1, 8, 1 << 22])
+def test_threat_34_a_part_of_another_size_costs_its_sender_only(trio: Any, model: Model, change: int) -> None:
+    with serve(trio, model), client(trio) as user:
+        body = parts.split(np.zeros(36, np.uint64))[1]
+        wrong = body[:change] if change < 0 else body + bytes(change)
+        query = messages.Query(service=user._service, request=b"r" * 16, images=1)
+        assert isinstance(query_to(trio, 1, "user", query, wrong), ProtocolError)
+        user.predict(images(1))
+
+
+def test_threat_34_absurd_words_beside_an_honest_request(trio: Any, model: Model) -> None:
+    plan, weights = model
+    with serve(trio, model), client(trio) as honest, client(trio, "eve") as eve:
+        stop = threading.Event()
+
+        def flood() -> None:
+            while not stop.is_set():
+                eve._ask(np.full((3, 6, 6, 1), 2**62, RING64.dtype), 20)
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        asked = images(2)
+        for _ in range(10):
+            answer = honest.predict(asked)
+            np.testing.assert_allclose(answer, plaintext.predict(plan, weights, asked), atol=2e-3)
+        stop.set()
+        thread.join(20)
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        (np.zeros((2, 5, 6, 1)), "shape"),
+        (np.zeros((0, 6, 6, 1)), "shape"),
+        (np.zeros((2, 6, 6, 1, 1)), "shape"),
+        (np.zeros((6, 6), np.uint8), "255"),
+        (np.zeros((6, 6), bool), "floating"),
+        (np.full((6, 6), np.nan), "NaN"),
+        (np.full((6, 6), np.inf), "infinity"),
+        (np.full((6, 6), 1.01), "between 0 and 1"),
+        (np.full((6, 6), -0.01), "between 0 and 1"),
+        (np.array([["a"]]), "floating"),
+    ],
+)
+def test_threat_14_what_does_not_fit_is_refused_before_a_byte_is_sent(
+    trio: Any, model: Model, bad: np.ndarray, text: str
+) -> None:
+    with serve(trio, model), client(trio) as user:
+        before = user.meter.sent_bytes
+        with pytest.raises(InputError, match=text):
+            user.predict(bad)
+        assert user.meter.sent_bytes == before
+
+
+def test_threat_32_the_label_alone_is_refused_rather_than_faked(trio: Any, model: Model) -> None:
+    with serve(trio, model), client(trio) as user:
+        before = user.meter.sent_bytes
+        with pytest.raises(UsageError, match="argmax inside the protocol"):
+            user.predict(images(1), reveal="label")
+        assert user.meter.sent_bytes == before
+
+
+def test_threat_35_sizes_and_steps_are_the_same_for_any_image(trio: Any, model: Model) -> None:
+    with serve(trio, model), client(trio) as user:
+        sizes = []
+        for values in (np.zeros((1, 6, 6, 1)), np.ones((1, 6, 6, 1)), images(1)):
+            starts = [len(meter.log) for meter in trio.meters]
+            user.predict(values)
+            time.sleep(0.05)
+            # Heartbeats and proposals come when they come; what depends on the request must not.
+            sizes.append(
+                [
+                    sorted(
+                        (record.event, record.sender, record.receiver, record.size)
+                        for record in meter.log[start:]
+                        if not record.label.startswith("serve_")
+                    )
+                    for meter, start in zip(trio.meters, starts, strict=True)
+                ]
+            )
+        assert sizes[0] == sizes[1] == sizes[2]
+
+
+def test_threat_30_no_party_gets_both_of_what_another_gets(trio: Any, model: Model) -> None:
+    """Each body goes to one party: what a party receives from the user is one part's size and no more."""
+    with serve(trio, model), client(trio) as user:
+        user.predict(images(1))
+        for party, meter in enumerate(trio.meters):
+            received = sum(
+                record.size
+                for record in meter.log
+                if record.event == "receive" and record.sender == "user" and record.label == "query/body"
+            )
+            assert received == parts.body_bytes(party, 36, RING64)
+
+
+ROLES = [Role.PARTY, Role.HOSPITAL, Role.SERVER, Role.OWNER, Role.USER]
+HOLDERS = {
+    Role.PARTY: "party-1",
+    Role.HOSPITAL: "hospital-00",
+    Role.SERVER: "server",
+    Role.OWNER: "owner",
+    Role.USER: "user",
+}
+SAMPLES = {
+    messages.ShareModel: messages.ShareModel(model=b"m" * 16, plan=b"{}", digest=b"d" * 32),
+    messages.ForgetModel: messages.ForgetModel(model=b"m" * 16),
+    messages.Serve: messages.Serve(service=b"s" * 16, model=b"m" * 16),
+    messages.StopService: messages.StopService(),
+    messages.ReadStatus: messages.ReadStatus(),
+    messages.OpenLink: messages.OpenLink(service=b"s" * 16, terms=b"t" * 32),
+    messages.Describe: messages.Describe(),
+    messages.Query: messages.Query(service=b"s" * 16, request=b"r" * 16, images=1),
+}
+
+
+def test_threat_40_every_route_refuses_every_other_role(trio: Any) -> None:
+    """The matrix is made from the route table itself."""
+    routes = trio.services[0].routes()
+    assert {route.message for route in routes} == set(SAMPLES)
+    for route in routes:
+        for role in ROLES:
+            if role in route.roles:
+                continue
+            with channel_to(trio, 0, HOLDERS[role]) as channel, pytest.raises(TrustError, match="is for"):
+                call(channel, SAMPLES[route.message], msgspec.Raw, deadline=Deadline.after(5))  # type: ignore[type-var]
+
+
+def test_a_link_is_taken_from_the_previous_party_only(trio: Any) -> None:
+    with channel_to(trio, 0, "party-1") as channel, pytest.raises(TrustError, match="from party-2"):
+        call(channel, SAMPLES[messages.OpenLink], messages.LinkOpened, deadline=Deadline.after(5))
+
+
+def test_serving_needs_the_model_at_all_three_parties(trio: Any, model: Model) -> None:
+    with trio.owner() as owner:
+        with pytest.raises(UsageError, match="share a model first"):
+            owner.serve()
+        owner.share(*model)
+        with pytest.raises(UsageError, match="at least 1"):
+            owner.serve(num_requests=0)
+        trio.services[1]._shelf.drop(trio.services[1]._shelf.ids()[0])
+        with pytest.raises(UsageError, match="party-1 holds no part"):
+            owner.serve()
+
+
+def test_parties_that_were_told_other_terms_do_not_start(trio: Any, model: Model) -> None:
+    with trio.owner() as owner:
+        model_id = owner.share(*model)
+        told = [messages.Serve(service=b"s" * 16, model=model_id, num_requests=n) for n in (3, 3, 4)]
+
+        def start(party: int) -> FedsecError | None:
+            with channel_to(trio, party, "owner") as channel:
+                try:
+                    call(channel, told[party], messages.Status, deadline=Deadline.after(30))
+                except FedsecError as error:
+                    return error
+            return None
+
+        with ThreadPoolExecutor(3) as pool:
+            errors = list(pool.map(start, range(3)))
+        assert all(errors)
+        assert any("other terms" in str(error) for error in errors)
+
+
+def test_a_client_refuses_parties_that_describe_different_models(trio: Any, model: Model) -> None:
+    with serve(trio, model):
+        held = trio.services[2]._service.held
+        trio.services[2]._service.held = replace(held, model=b"x" * 16)
+        with pytest.raises(ProtocolError, match="party-2 describes another model"):
+            client(trio)
+
+
+def test_a_party_that_ends_its_server_ends_the_service_by_name(trio: Any, model: Model) -> None:
+    with serve(trio, model) as owner:
+        trio.services[1].stop()
+        with pytest.raises(ServiceEndedError, match="stopped by party-1"):
+            client(trio)
+        assert "party-1" in owner.status().text
+
+
+def test_a_lost_party_ends_the_service_and_waiting_users_learn_its_name(trio: Any, model: Model) -> None:
+    with serve(trio, model) as owner:
+        trio.servers[2].stop()
+        trio.services[2]._service.break_off()
+        with pytest.raises(PeerLostError, match="party-2"):
+            owner.wait(10)
+        error = query_to(trio, 0, "user", SAMPLES[messages.Query], bytes(64))
+        assert isinstance(error, PeerLostError)
+        assert "party-2" in str(error)
+
+
+def test_threat_37_a_model_that_is_too_large_is_refused_before_its_body(
+    start_trio: Callable[..., Any], model: Model
+) -> None:
+    trio = start_trio(replace(LIMITS, model_bytes=100))
+    with trio.owner() as owner, pytest.raises(UsageError, match="may have 100 bytes"):
+        owner.share(*model)
+
+
+def test_shelves_are_bounded(start_trio: Callable[..., Any], model: Model) -> None:
+    trio = start_trio(replace(LIMITS, models=1))
+    with trio.owner() as owner:
+        owner.share(*model)
+        with pytest.raises(UsageError, match="the most there may be"):
+            owner.share(*model)
