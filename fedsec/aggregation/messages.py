@@ -165,6 +165,12 @@ class Hello(msgspec.Struct, frozen=True, tag="aggregator_hello", forbid_unknown_
     chain: Signed
 
 
+class Greeted(msgspec.Struct, frozen=True, tag="greeted", forbid_unknown_fields=True):
+    """Reply: the last event of the asker that this aggregator has seen; above its own means it is behind."""
+
+    counter: int
+
+
 class Received(msgspec.Struct, frozen=True, tag="received", forbid_unknown_fields=True):
     """Reply: taken, and durable where it has to be."""
 
@@ -250,6 +256,15 @@ def read(message: Signed, kind: type[_T]) -> _T:
         return msgspec.msgpack.decode(message.payload, type=kind)
     except msgspec.MsgspecError:
         raise ProtocolError(f"the signed bytes are no {kind.__name__} of this version") from None
+
+
+def read_statement(kind: str, message: Signed) -> ListStatement | SetStatement:
+    """Decode a statement of kind "list" or "set" without checking its signature.
+
+    Raises:
+        ProtocolError: The bytes are no such statement.
+    """
+    return read(message, ListStatement) if kind == "list" else read(message, SetStatement)
 
 
 def header_digest(payload: bytes) -> bytes:

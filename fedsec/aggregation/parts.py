@@ -11,7 +11,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -118,8 +118,14 @@ class PartWriter:
             while view.nbytes:
                 view = view[self._file.write(view) or 0 :]
 
-    def sync(self) -> Path:
-        """Force the bytes to disk and return the draft's path.
+    def through(self, chunks: Iterable[Buffer]) -> Iterator[Buffer]:
+        """Write each chunk and pass it on, so that it is hashed while it is still in the cache."""
+        for chunk in chunks:
+            self.write(chunk)
+            yield chunk
+
+    def sync(self) -> None:
+        """Force the bytes to disk.
 
         Raises:
             ProtocolError: Fewer bytes than expected arrived.
@@ -129,7 +135,6 @@ class PartWriter:
             raise ProtocolError(f"a part of {self._expected} bytes was expected, {self._written} arrived")
         with _disk_errors():
             os.fsync(self._file.fileno())
-        return self._draft
 
     def commit(self) -> None:
         """Give the part its final name, durably.
@@ -183,11 +188,12 @@ class PartFolder:
         with _disk_errors():
             return (self.path / "sum").read_bytes()
 
-    def erase_parts(self) -> None:
-        """Remove every part; the sum share stays."""
+    def erase_parts(self, keep: Collection[bytes] = ()) -> None:
+        """Remove every part but those of the uploads to keep; the sum share stays."""
+        kept = {self.part(upload_id) for upload_id in keep}
         with _disk_errors():
-            for pattern in ("*.part", "*.draft"):
-                for file in self.path.glob(pattern):
+            for file in [*self.path.glob("*.part"), *self.path.glob("*.draft")]:
+                if file not in kept:
                     file.unlink()
 
     def erase(self) -> None:

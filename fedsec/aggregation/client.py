@@ -1,0 +1,205 @@
+"""A hospital's side of the aggregation: check the announcement, encode, share, upload, check the receipt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy.typing as npt
+
+from fedsec.aggregation.announcement import Announcement, ConfigValue
+from fedsec.aggregation.encoding import encode_update
+from fedsec.aggregation.hospital_state import HospitalState, Submitted
+from fedsec.aggregation.links import Links, TlsLinks
+from fedsec.aggregation.messages import GetReceipt, Receipt, Signed, Stored, Upload, header_digest
+from fedsec.aggregation.parts import UploadParts, make_parts
+from fedsec.aggregation.receipts import InclusionReceipt, check_acknowledgement, check_receipt
+from fedsec.aggregation.signing import Signer
+from fedsec.aggregation.trust import TrustFile
+from fedsec.errors import PeerLostError, ProtocolError, RoundAbortedError, TrustError, UsageError
+from fedsec.transport import Deadline, Identity, Meter
+
+RECEIPT_S = 30.0
+_RECEIPT_POLL_S = 0.05
+
+
+class HospitalClient:
+    """One hospital. Its connections to the aggregators stay open between rounds; one thread at a time.
+
+    Args:
+        trust: The hospital's own trust file.
+        identity: Its identity; loaded from the trust file when missing.
+        links: Its connections; TLS to the pinned aggregators when missing.
+        meter: Counts the bytes of the TLS connections; a new one when missing.
+
+    Attributes:
+        name: The hospital's name.
+        meter: The meter of its connections.
+
+    Raises:
+        TrustError: The identity is not the one that the roster pins.
+        StateError: The state folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        trust: TrustFile,
+        *,
+        identity: Signer | None = None,
+        links: Links | None = None,
+        meter: Meter | None = None,
+    ) -> None:
+        self.meter = Meter() if meter is None else meter
+        if identity is None or links is None:
+            loaded = Identity.load(trust.identity)
+            identity = identity or loaded
+            links = links or TlsLinks(trust.aggregators, loaded, self.meter)
+        if trust.roster.get(identity.name) != identity.public_key:
+            raise TrustError(f"the trust file's roster does not hold '{identity.name}' with its own key")
+        self.name = identity.name
+        self._trust, self._identity, self._links = trust, identity, links
+        self._state = HospitalState(trust.state)
+        self._deadline: tuple[bytes, Deadline] | None = None
+        self._pending: UploadParts | None = None
+        self._sent = b""
+
+    def __enter__(self) -> HospitalClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close connections and state."""
+        self._links.close()
+        self._state.close()
+
+    def accept(
+        self,
+        payload: bytes,
+        signature: bytes,
+        arrays: Sequence[npt.NDArray[Any]],
+        config: Mapping[str, ConfigValue],
+    ) -> Announcement:
+        """Check an announcement, and that arrays and config are those it describes, before training.
+
+        The time for the upload runs from here.
+
+        Args:
+            payload: The announcement as it came.
+            signature: The server's signature.
+            arrays: The model's arrays as they came.
+            config: Every config key that the training code will see.
+
+        Returns:
+            The announcement, for :meth:`submit`.
+
+        Raises:
+            TrustError: Names what differs from the trust file, or proves that the server signed two
+                announcements for one round. Nothing was sent.
+            ProtocolError: The bytes are no valid announcement.
+        """
+        announcement = self._trust.check(payload, signature, arrays, config)
+        if announcement.public_key_of(self.name) != self._identity.public_key:
+            raise TrustError(f"the announcement has another key for '{self.name}' than its own")
+        self._state.accept(announcement.id, announcement.digest, Signed(payload, signature))
+        self._deadline = (announcement.digest, Deadline.after(announcement.upload_seconds))
+        return announcement
+
+    def submit(
+        self,
+        announcement: Announcement,
+        update: Sequence[npt.NDArray[Any]],
+        num_examples: int,
+        metrics: Mapping[str, float],
+    ) -> bytes:
+        """Encode and share an update and send each aggregator its part.
+
+        Args:
+            announcement: What :meth:`accept` returned.
+            update: One array an announced array, within the clips; empty in an evaluation round.
+            num_examples: The number of examples behind the update.
+            metrics: Exactly the announced metrics, within their ranges.
+
+        Returns:
+            The upload id (16 bytes), which is all that may go back over Flower. After an error, calling
+            again resends identical bytes; a hospital that lost them in a restart sits the round out.
+
+        Raises:
+            RangeError, InputError: A value is not finite or out of its range. Nothing was sent.
+            ProtocolError: The update went out under another round id, or an aggregator refused it.
+            PeerLostError: An aggregator cannot be reached or the time is over; it is named.
+        """
+        digest = announcement.digest
+        if not self._state.accepted(announcement.id, digest):
+            raise UsageError(f"{announcement.id} was not accepted here; call accept() first")
+        known = self._state.submitted(announcement.id)
+        if known is None:
+            words = encode_update(announcement.layout, update, num_examples, metrics)
+            parts = make_parts(announcement, self._identity, words)
+            once = words.tobytes() if announcement.phase == "train" else None
+            known = Submitted(digest, parts.upload_id, header_digest(parts.header.payload))
+            self._state.record(announcement.id, known, once)
+            self._pending = parts
+        if self._pending is not None and self._pending.upload_id == known.upload_id:
+            self._send(announcement, self._pending, known)
+            self._pending, self._sent = None, known.upload_id
+        elif self._sent != known.upload_id:
+            raise ProtocolError(
+                f"the upload of {announcement.id} was begun before a restart; train in the next round"
+            )
+        return known.upload_id
+
+    def receipt(self, announcement: Announcement, deadline: Deadline | None = None) -> InclusionReceipt:
+        """Ask whether this hospital's upload is in the sum and check the proof.
+
+        Raises:
+            TrustError: The aggregators acknowledged the upload and left it out, or the proof is wrong.
+            RoundAbortedError: The round ended without a result; the update is void.
+            PeerLostError: No aggregator answered in time.
+        """
+        known = self._state.submitted(announcement.id)
+        if known is None:
+            raise UsageError(f"nothing was submitted in {announcement.id}, so there is no receipt")
+        deadline = deadline or Deadline.after(RECEIPT_S)
+        reply = self._ask_receipt(announcement, known.upload_id, deadline)
+        if reply.status == "aborted":
+            raise RoundAbortedError(f"{announcement.id} was aborted; its update is void")
+        if reply.status != "included":
+            text = f"this hospital's upload is not in the sum of {announcement.id}"
+            raise TrustError(f"{text}, the aggregators say: {reply.reason}")
+        receipt = check_receipt(announcement, self.name, known.upload_id, known.header_digest, reply)
+        self._state.add_receipt(announcement.id)
+        return receipt
+
+    def _send(self, announcement: Announcement, parts: UploadParts, known: Submitted) -> None:
+        deadline = Deadline.after(announcement.upload_seconds)
+        if self._deadline is not None and self._deadline[0] == announcement.digest:
+            deadline = self._deadline[1]
+        for name, part in parts.parts.items():
+            message = Upload(parts.header)
+            reply, _ = self._links.call(name, message, Stored, body=part, deadline=deadline)
+            if reply.aggregator != name:
+                raise ProtocolError(f"'{name}' acknowledged in the name of '{reply.aggregator}'")
+            check_acknowledgement(announcement, known.upload_id, known.header_digest, reply)
+
+    def _ask_receipt(self, announcement: Announcement, upload_id: bytes, deadline: Deadline) -> Receipt:
+        message = GetReceipt(announcement.id, upload_id)
+        while True:
+            lost: PeerLostError | None = None
+            for member in announcement.aggregators:
+                try:
+                    reply, _ = self._links.call(member.name, message, Receipt, deadline=deadline)
+                except PeerLostError as error:
+                    lost = error
+                    continue
+                if reply.status != "pending":
+                    return reply
+            if lost is not None:
+                raise lost
+            deadline.remaining("the aggregators' agreement")
+            time.sleep(_RECEIPT_POLL_S)

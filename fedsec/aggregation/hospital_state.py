@@ -1,0 +1,150 @@
+"""Durable state of one hospital: which announcement it accepted and which upload it made, round by round."""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsec.aggregation.announcement import RoundId
+from fedsec.aggregation.messages import Signed
+from fedsec.aggregation.signing import Buffer
+from fedsec.errors import ProtocolError, StateError, TrustError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS secret (one INTEGER PRIMARY KEY CHECK (one = 1), key BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS announcements (
+  session BLOB NOT NULL, position INTEGER NOT NULL, digest BLOB NOT NULL, payload BLOB NOT NULL,
+  signature BLOB NOT NULL, PRIMARY KEY (session, position, digest)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS uploads (
+  session BLOB NOT NULL, position INTEGER NOT NULL, digest BLOB NOT NULL, upload_id BLOB NOT NULL,
+  header_digest BLOB NOT NULL, tag BLOB UNIQUE, receipt INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (session, position)) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What was submitted in a round: the announcement's digest, the upload id and the header's digest."""
+
+    announcement: bytes
+    upload_id: bytes
+    header_digest: bytes
+
+
+class HospitalState:
+    """The hospital's record, committed before the first byte of an upload leaves.
+
+    Args:
+        folder: The state folder of the trust file, made when missing (mode 0700).
+
+    Raises:
+        StateError: The folder cannot be used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        with _errors():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = folder / "hospital.sqlite"
+            # Calls come from one thread at a time, but in a simulation not always from the same one.
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            path.chmod(0o600)
+            for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL"):
+                self._db.execute(f"PRAGMA {pragma}")
+            self._db.executescript(_SCHEMA)
+            self._db.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (secrets.token_bytes(32),))
+            (self._key,) = self._db.execute("SELECT key FROM secret").fetchone()
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+    def accept(self, round_id: RoundId, digest: bytes, announcement: Signed) -> None:
+        """Record an announcement that passed the trust file.
+
+        Raises:
+            TrustError: Another announcement was accepted for this round (both are kept as evidence), or
+                the round is not above the last one this hospital uploaded to.
+        """
+        with self._transaction():
+            query = "SELECT digest FROM announcements WHERE session=? AND position=?"
+            known = self._db.execute(query, (round_id.session, round_id.position)).fetchall()
+            query = "INSERT OR IGNORE INTO announcements VALUES (?, ?, ?, ?, ?)"
+            values = (digest, announcement.payload, announcement.signature)
+            self._db.execute(query, (round_id.session, round_id.position, *values))
+        if known and (digest,) not in known[:1]:
+            raise TrustError(f"the server signed two announcements for {round_id}; both are kept as proof")
+        query = "SELECT max(position) FROM uploads WHERE session=?"
+        (last,) = self._db.execute(query, (round_id.session,)).fetchone()
+        if last is not None and round_id.position < last:
+            raise TrustError(f"{round_id} is not above the last round this hospital took part in")
+
+    def accepted(self, round_id: RoundId, digest: bytes) -> bool:
+        """Tell whether exactly this announcement, and no other for its round, was accepted."""
+        query = "SELECT digest FROM announcements WHERE session=? AND position=?"
+        with _errors():
+            rows = self._db.execute(query, (round_id.session, round_id.position)).fetchall()
+        return [(digest,)] == rows
+
+    def submitted(self, round_id: RoundId) -> Submitted | None:
+        """Return what was submitted in a round, in this or an earlier process."""
+        query = "SELECT digest, upload_id, header_digest FROM uploads WHERE session=? AND position=?"
+        with _errors():
+            row = self._db.execute(query, (round_id.session, round_id.position)).fetchone()
+        return Submitted(*row) if row else None
+
+    def record(self, round_id: RoundId, submitted: Submitted, update: Buffer | None) -> None:
+        """Record an upload before its first byte leaves.
+
+        Args:
+            round_id: The round.
+            submitted: The upload.
+            update: The encoded update of a training round, of which only a keyed tag is kept.
+
+        Raises:
+            ProtocolError: This update went out under another round id: an update is used once.
+        """
+        tag = None if update is None else hmac.digest(self._key, update, "sha256")
+        values = (submitted.announcement, submitted.upload_id, submitted.header_digest, tag)
+        try:
+            with self._transaction():
+                query = "INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, 0)"
+                self._db.execute(query, (round_id.session, round_id.position, *values))
+        except sqlite3.IntegrityError:
+            text = "this update went out before under another round id; train again, an update is used once"
+            raise ProtocolError(f"{text}: two sums that differ by one hospital would open it") from None
+
+    def add_receipt(self, round_id: RoundId) -> None:
+        """Record that the inclusion receipt of a round was checked."""
+        with self._transaction():
+            query = "UPDATE uploads SET receipt=1 WHERE session=? AND position=?"
+            self._db.execute(query, (round_id.session, round_id.position))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.IntegrityError:
+        raise
+    except (sqlite3.Error, OSError) as error:
+        kind = type(error).__name__
+        raise StateError(
+            f"the hospital's state cannot be read or written ({kind}); nothing was sent"
+        ) from error

@@ -1,0 +1,348 @@
+"""One round at one aggregator, as a state machine without any input or output but its store and part files.
+
+::
+
+    open --(deadline, whole roster, server)--> listed --(n lists)--> signed --(n set signatures)--> agreed
+                                                                                                      |
+      any of open, listed, signed --(deadline, cohort, contradiction, server)--> aborted      finished <+
+
+An aggregator signs one list and one set a round, commits each before it leaves, and gives its sum share
+away only in ``agreed`` and only to the recipient in the announcement. ``finished`` and ``aborted`` are final.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection
+
+import msgspec
+
+from fedsec.aggregation import merkle
+from fedsec.aggregation.agreement import check_statement, included_set, leaves
+from fedsec.aggregation.announcement import Announcement
+from fedsec.aggregation.checksum import Checksum
+from fedsec.aggregation.context import Context, Outgoing, check_chain, commitment
+from fedsec.aggregation.messages import (
+    LABELS,
+    NONCE_BYTES,
+    ChainHead,
+    ListEntry,
+    ListStatement,
+    Receipt,
+    SetSignature,
+    SetStatement,
+    Signed,
+    SumShare,
+    UploadList,
+    read,
+    read_statement,
+    seal,
+)
+from fedsec.aggregation.parts import PartFolder, sum_parts
+from fedsec.aggregation.signing import check_signature, digest
+from fedsec.aggregation.store import RoundRow, State
+from fedsec.errors import ProtocolError, RoundAbortedError, StateError, TrustError
+from fedsec.ring import RingArray
+
+
+class Round:
+    """The state of one round; every method leaves the store consistent, also when it raises."""
+
+    def __init__(self, context: Context, row: RoundRow, announcement: Announcement) -> None:
+        self.announcement = announcement
+        self.digest = announcement.digest
+        self.key = row.key
+        self.state = row.state
+        self.deadline = row.deadline
+        self.reason = row.reason
+        self.folder = PartFolder(context.store.parts_root, row.key)
+        self._context = context
+        self._me = context.signer.name
+        self._keys = {member.name: member.public_key for member in announcement.aggregators}
+        self._close_asked = False
+        self._delivered: set[tuple[str, str]] = set()
+        self._checksum: Checksum | None = None
+
+    def __repr__(self) -> str:
+        return f"Round({self.announcement.id}, {self.state})"
+
+    # Uploads.
+
+    def require_open(self) -> None:
+        """Check that uploads are still taken.
+
+        Raises:
+            RoundAbortedError: The round was aborted.
+            ProtocolError: The upload is too late.
+        """
+        if self.state is State.ABORTED:
+            # The reason may name other hospitals; it is for the server and the aggregators.
+            raise RoundAbortedError(f"{self.announcement.id} was aborted")
+        if self.state is not State.OPEN:
+            raise ProtocolError(f"{self.announcement.id} takes no more uploads: this one came too late")
+
+    def add_upload(self, entry: ListEntry, acknowledgement: bytes) -> None:
+        """Store that a hospital's part is complete (its file is committed by the caller before)."""
+        self.require_open()
+        with self._context.store.transaction():
+            self._context.store.add_upload(self.key, entry, acknowledgement)
+
+    def ask_to_close(self) -> None:
+        """Note that the server awaits no more uploads."""
+        self._close_asked = True
+
+    # Agreement.
+
+    def advance(self) -> None:
+        """Take every step that is due: by messages, by the clock or on request."""
+        steps = {
+            State.OPEN: self._leave_open,
+            State.LISTED: self._leave_listed,
+            State.SIGNED: self._leave_signed,
+            State.AGREED: self._leave_agreed,
+        }
+        before = None
+        while before is not self.state and self.state in steps:
+            before = self.state
+            steps[self.state]()
+
+    def take(self, kind: str, sender: str, statement: Signed) -> None:
+        """Take a peer's signed statement of kind "list" or "set".
+
+        Raises:
+            TrustError: The sender is no other aggregator of this round, or the signature is not its own.
+            ProtocolError: The statement is malformed or contradicts an earlier one; the latter aborts.
+            StateError: The sender is behind what it showed before; the round is aborted.
+            RoundAbortedError: The round was aborted here.
+        """
+        if sender == self._me or sender not in self._keys:
+            raise TrustError(f"'{sender}' is no other aggregator of {self.announcement.id}")
+        if self.state is State.ABORTED:
+            raise RoundAbortedError(self.reason)
+        if self.state is State.OPEN and kind == "set":
+            raise ProtocolError(f"'{sender}' signed a set before it had the list of '{self._me}'")
+        known = self._context.store.statements(self.key, kind).get(sender)
+        if known == statement or self.state is State.FINISHED:
+            return
+        chain = self._checked(kind, sender, statement)
+        if known is not None:
+            self.stop(f"aggregator '{sender}' signed two different {kind} statements")
+            raise ProtocolError(
+                f"'{sender}' signed two different {kind} statements for {self.announcement.id}"
+            )
+        try:
+            check_chain(self._context.store, sender, chain)
+        except StateError as error:
+            self.stop(str(error))
+            raise
+        with self._context.store.transaction():
+            self._context.store.add_statement(self.key, kind, sender, statement)
+            self._context.store.set_chain(chain, sender)
+
+    def outgoing(self) -> list[Outgoing]:
+        """Return the statements that peers have not confirmed yet."""
+        if self.state not in {State.LISTED, State.SIGNED, State.AGREED}:
+            return []
+        found = []
+        for kind, message in (("list", UploadList), ("set", SetSignature)):
+            statement = self._context.store.statements(self.key, kind).get(self._me)
+            if statement is None:
+                continue
+            counter = read_statement(kind, statement).chain.counter
+            found += [
+                Outgoing(peer, counter, message(statement), self.key)
+                for peer in self._keys
+                if peer != self._me and (peer, kind) not in self._delivered
+            ]
+        return found
+
+    def delivered(self, outgoing: Outgoing) -> None:
+        """Note that a peer has confirmed a statement."""
+        self._delivered.add((outgoing.peer, "list" if isinstance(outgoing.message, UploadList) else "set"))
+
+    def abort(self, reason: str) -> None:
+        """End the round without a result and erase what it holds. Final; nothing is ever signed again."""
+        if self.state.final:
+            return
+        self._move(State.ABORTED, 0.0, reason)
+        self._clean()
+
+    def stop(self, reason: str) -> None:
+        """Abort, unless the aggregators have agreed: then the sum share may already be out."""
+        if self.state is not State.AGREED:
+            self.abort(reason)
+
+    def resume(self) -> None:
+        """Remove files that a crash left behind: parts that were never acknowledged or are summed already."""
+        keep = self.state in {State.OPEN, State.LISTED}
+        rows = self._context.store.uploads(self.key).values() if keep else ()
+        self.folder.erase_parts({row.entry.upload_id for row in rows})
+
+    # Outcome.
+
+    def collect(self, public_key: bytes) -> tuple[SumShare, bytes]:
+        """Return the sum share once all n set signatures are stored.
+
+        Raises:
+            TrustError: The asker is not the recipient named in the announcement.
+            RoundAbortedError: The round was aborted, or its sum share is erased.
+        """
+        if public_key != self.announcement.recipient.public_key:
+            raise TrustError("a sum share goes to the recipient named in the announcement and to nobody else")
+        if self.state is State.ABORTED:
+            raise RoundAbortedError(self.reason)
+        if self.state is State.FINISHED:
+            raise RoundAbortedError(f"{self.announcement.id} is finished and its sum share erased")
+        if self.state is not State.AGREED:
+            return SumShare(ready=False), b""
+        store = self._context.store
+        reply = SumShare(True, self._set_statements(), store.included(self.key), store.excluded(self.key))
+        return reply, self.folder.read_sum()
+
+    def finish(self) -> None:
+        """Erase the sum share of an agreed round; end one that is not agreed."""
+        if self.state is State.AGREED:
+            self._move(State.FINISHED, 0.0)
+            self._clean()
+        else:
+            self.abort("the server ended the round before the aggregators agreed")
+
+    def receipt(self, hospital: str, upload_id: bytes) -> Receipt:
+        """Tell a hospital whether its upload is in S, with the proof."""
+        if self.state is State.ABORTED:
+            return Receipt("aborted")
+        if self.state not in {State.AGREED, State.FINISHED}:
+            return Receipt("pending")
+        included = self._context.store.included(self.key)
+        for index, one in enumerate(included):
+            if (one.hospital, one.upload_id) == (hospital, upload_id):
+                path = merkle.path(leaves(self.key, included), index)
+                return Receipt("included", "", index, path, self._set_statements())
+        reasons = {one.hospital: one.reason for one in self._context.store.excluded(self.key)}
+        return Receipt("excluded", reasons.get(hospital, "missing"))
+
+    # Steps.
+
+    def _leave_open(self) -> None:
+        store = self._context.store
+        uploads = store.uploads(self.key)
+        complete = len(uploads) == len(self.announcement.roster)
+        if not (self._close_asked or complete or self._late()):
+            return
+        self._checksum = None
+        entries = tuple(row.entry for row in uploads.values())
+        chain = self._next_chain("list", msgspec.msgpack.encode(entries))
+        statement = ListStatement(self.announcement.id, self.digest, self._me, entries, chain)
+        self._say("list", State.LISTED, seal(self._context.signer, statement), chain)
+
+    def _leave_listed(self) -> None:
+        lists = self._context.store.statements(self.key, "list")
+        if len(lists) < len(self._keys):
+            self._abort_if_late(lists.keys(), "list of uploads")
+            return
+        found = included_set(
+            self.announcement, {name: read(one, ListStatement) for name, one in lists.items()}
+        )
+        cohort = max(self.announcement.minimum_cohort, self._context.policy.minimum_cohort)
+        if len(found.included) < cohort:
+            reasons = ", ".join(f"{one.hospital} {one.reason}" for one in found.excluded)
+            self.abort(f"{len(found.included)} complete uploads, the minimum cohort is {cohort} ({reasons})")
+            return
+        words, nonce = self._sum(found.included), secrets.token_bytes(NONCE_BYTES)
+        self.folder.write_sum(nonce, words)
+        bound = commitment(self.key, self._me, nonce, words.tobytes())
+        root = found.root(self.key)
+        chain = self._next_chain("set", root + bound)
+        statement = SetStatement(
+            self.announcement.id, self.digest, self._me, len(found.included), root, bound, chain
+        )
+        sealed = seal(self._context.signer, statement)
+        with self._context.store.transaction():
+            self._context.store.set_included(self.key, found.included, found.excluded)
+            self._say_inside("set", State.SIGNED, sealed, chain)
+        self._enter(State.SIGNED)
+        self.folder.erase_parts()
+
+    def _leave_signed(self) -> None:
+        sets = self._context.store.statements(self.key, "set")
+        mine = read(sets[self._me], SetStatement)
+        for name, signed in sets.items():
+            other = read(signed, SetStatement)
+            if (other.root, other.included) != (mine.root, mine.included):
+                self.abort(f"aggregator '{name}' signed another included set than '{self._me}'")
+                return
+        if len(sets) < len(self._keys):
+            self._abort_if_late(sets.keys(), "signature of the included set")
+            return
+        self._move(State.AGREED, self._context.clock() + self._context.policy.collect_s)
+
+    def _leave_agreed(self) -> None:
+        if self._late():
+            self.finish()
+
+    # Helpers.
+
+    def _checked(self, kind: str, sender: str, signed: Signed) -> ChainHead:
+        statement = read_statement(kind, signed)
+        check_signature(self._keys[sender], LABELS[type(statement)], signed.payload, signed.signature)
+        check_statement(self.announcement, statement)
+        if statement.aggregator != sender:
+            raise ProtocolError(f"'{sender}' sent a statement of '{statement.aggregator}'")
+        return statement.chain
+
+    def _sum(self, included: list[ListEntry]) -> RingArray:
+        parts = [(self.folder.part(one.upload_id), self.holds_vector(one.hospital)) for one in included]
+        return sum_parts(self.announcement.layout, parts)
+
+    def holds_vector(self, hospital: str) -> bool:
+        """Tell whether this aggregator gets the hospital's full vector; the others get a seed."""
+        return self.announcement.vector_holder(hospital) == self._me
+
+    def checksum_difference(self, hospital: str, upload_id: bytes) -> int:
+        """Return this aggregator's share of the checksum difference of a part on disk."""
+        if self._checksum is None:
+            self._checksum = Checksum(self.announcement.layout, self.digest)
+        part = (self.folder.part(upload_id), self.holds_vector(hospital))
+        return self._checksum.difference(sum_parts(self.announcement.layout, [part]))
+
+    def _set_statements(self) -> tuple[Signed, ...]:
+        sets = self._context.store.statements(self.key, "set")
+        return tuple(sets[member.name] for member in self.announcement.aggregators)
+
+    def _next_chain(self, kind: str, content: bytes) -> ChainHead:
+        last = self._context.store.chain()
+        return ChainHead(last.counter + 1, digest("chain", last.head, self.key, kind.encode(), content))
+
+    def _say(self, kind: str, state: State, statement: Signed, chain: ChainHead) -> None:
+        with self._context.store.transaction():
+            self._say_inside(kind, state, statement, chain)
+        self._enter(state)
+
+    def _say_inside(self, kind: str, state: State, statement: Signed, chain: ChainHead) -> None:
+        deadline = self._context.clock() + self._context.policy.agreement_s
+        self._context.store.add_statement(self.key, kind, self._me, statement)
+        self._context.store.set_chain(chain)
+        self._context.store.set_state(self.key, state, deadline)
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self.deadline = self._context.clock() + self._context.policy.agreement_s
+
+    def _move(self, state: State, deadline: float, reason: str = "") -> None:
+        with self._context.store.transaction():
+            self._context.store.set_state(self.key, state, deadline, reason)
+        self.state, self.deadline, self.reason = state, deadline, reason
+
+    def _late(self) -> bool:
+        return self._context.clock() >= self.deadline
+
+    def _abort_if_late(self, present: Collection[str], what: str) -> None:
+        if self._late():
+            missing = ", ".join(f"'{name}'" for name in self._keys if name not in present)
+            waited = f"{self._context.policy.agreement_s:g} s"
+            self.abort(f"aggregator {missing} did not send its {what} within {waited}")
+
+    def _clean(self) -> None:
+        self._checksum = None
+        self.folder.erase()
+        self._context.store.forget(self.key)

@@ -1,0 +1,274 @@
+"""Durable state of one aggregator: SQLite (WAL, ``synchronous=FULL``) beside the part files.
+
+Everything an aggregator says (an acknowledgement, a signature, a share) is committed here first, so that
+after a crash it says the same again or nothing. No share is ever in the database.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from fedsec.aggregation.messages import ChainHead, ExcludedUpload, IncludedUpload, ListEntry, Signed
+from fedsec.aggregation.signing import digest
+from fedsec.errors import StateError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS rounds (
+  key BLOB PRIMARY KEY, state TEXT NOT NULL, payload BLOB NOT NULL, signature BLOB NOT NULL,
+  deadline REAL NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS uploads (
+  round BLOB NOT NULL, hospital TEXT NOT NULL, upload_id BLOB NOT NULL UNIQUE, header_digest BLOB NOT NULL,
+  checksum BLOB, signature BLOB NOT NULL, included INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (round, hospital)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS excluded (
+  round BLOB NOT NULL, hospital TEXT NOT NULL, reason TEXT NOT NULL,
+  PRIMARY KEY (round, hospital)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS statements (
+  round BLOB NOT NULL, kind TEXT NOT NULL, aggregator TEXT NOT NULL, payload BLOB NOT NULL,
+  signature BLOB NOT NULL, PRIMARY KEY (round, kind, aggregator)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS chain (
+  aggregator TEXT PRIMARY KEY, counter INTEGER NOT NULL, head BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS evidence (round BLOB NOT NULL, payload BLOB NOT NULL, signature BLOB NOT NULL);
+"""
+_GENESIS = ChainHead(0, digest("chain start", b""))
+_SELF = ""
+
+
+class State(StrEnum):
+    """Where a round stands at one aggregator; the last two are final."""
+
+    OPEN = "open"
+    LISTED = "listed"
+    SIGNED = "signed"
+    AGREED = "agreed"
+    FINISHED = "finished"
+    ABORTED = "aborted"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing but receipts is answered any more."""
+        return self in {State.FINISHED, State.ABORTED}
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRow:
+    """One round as stored; ``deadline`` (seconds since the epoch) ends the present state."""
+
+    key: bytes
+    state: State
+    announcement: Signed
+    deadline: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRow:
+    """One complete upload as stored; ``signature`` is the acknowledgement that was given."""
+
+    entry: ListEntry
+    signature: bytes
+
+
+class Store:
+    """The database of one aggregator. One thread at a time: the aggregator's lock sees to that.
+
+    Args:
+        folder: The aggregator's state folder, made when missing (mode 0700).
+
+    Raises:
+        StateError: The folder cannot be used, or the database in it is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.parts_root = folder / "rounds"
+        with _sqlite_errors():
+            try:
+                self.parts_root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise StateError(f"the state folder cannot be made: {error.strerror}") from error
+            path = folder / "aggregator.sqlite"
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            try:
+                self._prepare(path)
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _prepare(self, path: Path) -> None:
+        path.chmod(0o600)
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=5000"):
+            self._db.execute(f"PRAGMA {pragma}")
+        (verdict,) = self._db.execute("PRAGMA quick_check").fetchone()
+        if verdict != "ok":
+            raise StateError("the aggregator's database is damaged; restore nothing older: enrol it anew")
+        self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit everything written inside durably, or nothing of it.
+
+        Raises:
+            StateError: The disk does not take it.
+        """
+        with _sqlite_errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+
+    # Rounds.
+
+    def add_round(self, row: RoundRow) -> None:
+        """Store a new round."""
+        announcement = row.announcement
+        values = (row.key, row.state, announcement.payload, announcement.signature, row.deadline, row.reason)
+        self._write("INSERT INTO rounds VALUES (?, ?, ?, ?, ?, ?)", *values)
+
+    def set_state(self, key: bytes, state: State, deadline: float, reason: str = "") -> None:
+        """Move a round to another state."""
+        self._write(
+            "UPDATE rounds SET state=?, deadline=?, reason=? WHERE key=?", state, deadline, reason, key
+        )
+
+    def round(self, key: bytes) -> RoundRow | None:
+        """Return a round, or None when it was never announced here."""
+        rows = self._read(
+            "SELECT key, state, payload, signature, deadline, reason FROM rounds WHERE key=?", key
+        )
+        return _round_row(rows[0]) if rows else None
+
+    def rounds(self) -> list[RoundRow]:
+        """Return every round that is not final."""
+        query = (
+            "SELECT key, state, payload, signature, deadline, reason FROM rounds WHERE state NOT IN (?, ?)"
+        )
+        return [_round_row(row) for row in self._read(query, State.FINISHED, State.ABORTED)]
+
+    def add_evidence(self, key: bytes, announcement: Signed) -> None:
+        """Keep a second announcement that the server signed for one round."""
+        self._write(
+            "INSERT INTO evidence VALUES (?, ?, ?)", key, announcement.payload, announcement.signature
+        )
+
+    # Uploads.
+
+    def add_upload(self, key: bytes, entry: ListEntry, signature: bytes) -> None:
+        """Store that a part is complete.
+
+        Raises:
+            StateError: The upload id was used before, in this or another round.
+        """
+        checksum = entry.checksum.to_bytes(8, "big")
+        query = "INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, 0)"
+        values = (key, entry.hospital, entry.upload_id, entry.header_digest, checksum, signature)
+        self._write(query, *values)
+
+    def uploads(self, key: bytes) -> dict[str, UploadRow]:
+        """Return the complete uploads of a round by hospital, sorted by name."""
+        query = """SELECT hospital, upload_id, header_digest, checksum, signature
+            FROM uploads WHERE round=? ORDER BY hospital"""
+        return {
+            row[0]: UploadRow(ListEntry(row[0], row[1], row[2], int.from_bytes(row[3] or b"", "big")), row[4])
+            for row in self._read(query, key)
+        }
+
+    def upload_id_used(self, upload_id: bytes) -> bool:
+        """Tell whether an upload id was seen in any round."""
+        return bool(self._read("SELECT 1 FROM uploads WHERE upload_id=?", upload_id))
+
+    def set_included(self, key: bytes, included: list[ListEntry], excluded: list[ExcludedUpload]) -> None:
+        """Store S and who is not in it."""
+        for entry in included:
+            self._write("UPDATE uploads SET included=1 WHERE round=? AND hospital=?", key, entry.hospital)
+        for one in excluded:
+            self._write("INSERT INTO excluded VALUES (?, ?, ?)", key, one.hospital, one.reason)
+
+    def included(self, key: bytes) -> tuple[IncludedUpload, ...]:
+        """Return S in canonical order."""
+        query = (
+            "SELECT hospital, upload_id, header_digest FROM uploads WHERE round=? AND included=1 ORDER BY 1"
+        )
+        return tuple(IncludedUpload(*row) for row in self._read(query, key))
+
+    def excluded(self, key: bytes) -> tuple[ExcludedUpload, ...]:
+        """Return the hospitals of the roster that are not in S."""
+        query = "SELECT hospital, reason FROM excluded WHERE round=? ORDER BY 1"
+        return tuple(ExcludedUpload(*row) for row in self._read(query, key))
+
+    # Statements of the agreement; kind is "list" or "set".
+
+    def add_statement(self, key: bytes, kind: str, aggregator: str, statement: Signed) -> None:
+        """Store a signed statement of this or another aggregator."""
+        values = (key, kind, aggregator, statement.payload, statement.signature)
+        self._write("INSERT INTO statements VALUES (?, ?, ?, ?, ?)", *values)
+
+    def statements(self, key: bytes, kind: str) -> dict[str, Signed]:
+        """Return the statements of one kind by aggregator."""
+        query = "SELECT aggregator, payload, signature FROM statements WHERE round=? AND kind=?"
+        return {row[0]: Signed(row[1], row[2]) for row in self._read(query, key, kind)}
+
+    # History.
+
+    def chain(self, aggregator: str = _SELF) -> ChainHead:
+        """Return this aggregator's chain head, or the last one seen of a peer."""
+        rows = self._read("SELECT counter, head FROM chain WHERE aggregator=?", aggregator)
+        return ChainHead(*rows[0]) if rows else _GENESIS
+
+    def set_chain(self, head: ChainHead, aggregator: str = _SELF) -> None:
+        """Store a chain head."""
+        self._write("INSERT OR REPLACE INTO chain VALUES (?, ?, ?)", aggregator, head.counter, head.head)
+
+    def forget(self, key: bytes) -> None:
+        """Erase what a final round no longer needs: lists with their checksum shares.
+
+        Receipts stay possible; the pages are overwritten and the write-ahead log is emptied.
+        """
+        with self.transaction():
+            self._write("DELETE FROM statements WHERE round=? AND kind='list'", key)
+            self._write("UPDATE uploads SET checksum=NULL WHERE round=?", key)
+        self._read("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def forget_final(self) -> None:
+        """Do what :meth:`forget` does for every final round, after a crash in between."""
+        query = """SELECT DISTINCT key FROM rounds JOIN statements ON round=key
+            WHERE kind='list' AND state IN (?, ?)"""
+        for (key,) in self._read(query, State.FINISHED, State.ABORTED):
+            self.forget(key)
+
+    def _write(self, query: str, *values: object) -> None:
+        with _sqlite_errors():
+            self._db.execute(query, values)
+
+    def _read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with _sqlite_errors():
+            return self._db.execute(query, values).fetchall()
+
+
+def _round_row(row: tuple[Any, ...]) -> RoundRow:
+    key, state, payload, signature, deadline, reason = row
+    return RoundRow(key, State(state), Signed(payload, signature), deadline, reason)
+
+
+@contextlib.contextmanager
+def _sqlite_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        kind = type(error).__name__
+        raise StateError(
+            f"the aggregator's database cannot be read or written ({kind}); nothing was said"
+        ) from error
