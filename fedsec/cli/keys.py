@@ -1,8 +1,8 @@
 """``fedsec keys``: authorities, identities, cluster files and trust files.
 
-For three hosts: ``authority`` once; ``issue`` an identity for each party and hospital, the server, the owner
-and each user; ``cluster`` joins their public keys and addresses; ``party`` and ``trust`` write what each party
-and each hospital starts from. For one machine ``fedsec demo`` and ``fedsec run`` do all of this by themselves.
+For three hosts: ``authority`` once; ``issue`` an identity for each party and hospital, the server, the
+owner and each user; ``cluster`` joins their public keys and addresses; ``party`` and ``trust`` write what
+each party and each hospital starts from. For one machine, ``fedsec demo`` and ``fedsec run`` do all of it.
 """
 
 from __future__ import annotations

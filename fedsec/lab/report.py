@@ -30,18 +30,23 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
 
 
 def _rounds(summary: Mapping[str, Any]) -> Table:
-    bound = summary["error_bound"]
-    caption = f"difference = largest |opened average - plain mean| of one parameter; stated bound {bound:.1e}"
     table = _table(
-        "Training", "round", "test accuracy", "hospitals in the sum", "difference", "s", caption=caption
+        "Training",
+        "round",
+        "test accuracy",
+        "hospitals in the sum",
+        "|opened average - plain mean|",
+        "stated bound",
+        "s",
+        caption="the largest over all parameters; the plain mean is known to this simulation's observer only",
     )
     for entry in summary["rounds"]:
-        difference = entry["difference"]
         table.add_row(
             str(entry["round"]),
             f"{entry['accuracy']:.2%}",
             f"{entry['included']} of {entry['hospitals']}",
-            "-" if difference is None else f"{difference:.1e}",
+            _scientific(entry["difference"]),
+            _scientific(entry["error_bound"]),
             f"{entry['seconds']:.1f}",
         )
     return table
@@ -84,6 +89,10 @@ def _table(title: str, first: str, *others: str, caption: str | None = None) -> 
     for name in others:
         table.add_column(name, justify="right")
     return table
+
+
+def _scientific(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
 
 
 def size(count: int) -> str:

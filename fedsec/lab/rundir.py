@@ -125,6 +125,11 @@ class RunFolder:
         """One log file a process."""
         return self.path / "logs"
 
+    @property
+    def own_log(self) -> Path:
+        """The log of the process that trains: the Flower server and the simulated hospitals."""
+        return self.logs / "server-and-hospitals.log"
+
     def append(self, event: str, values: Mapping[str, Any]) -> None:
         """Add one line to the metrics.
 

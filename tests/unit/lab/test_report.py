@@ -8,10 +8,25 @@ from fedsec.lab.report import print_summary, size
 SUMMARY = {
     "run": "/runs/1",
     "seconds": 61.5,
-    "error_bound": 2e-6,
     "rounds": [
-        {"round": 1, "accuracy": 0.9, "included": 10, "hospitals": 10, "difference": 1e-7, "seconds": 3.2},
-        {"round": 2, "accuracy": 0.9567, "included": 7, "hospitals": 10, "difference": None, "seconds": 3.1},
+        {
+            "round": 1,
+            "accuracy": 0.9,
+            "included": 10,
+            "hospitals": 10,
+            "difference": 1e-7,
+            "error_bound": 2e-6,
+            "seconds": 3.2,
+        },
+        {
+            "round": 2,
+            "accuracy": 0.9567,
+            "included": 7,
+            "hospitals": 10,
+            "difference": None,
+            "error_bound": None,
+            "seconds": 3.1,
+        },
     ],
     "traffic": {
         "party-0": {"sent_bytes": 12_300_000, "received_bytes": 5},

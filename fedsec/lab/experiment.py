@@ -1,0 +1,143 @@
+"""One experiment while it runs: its folder, its parties, and what has been measured so far."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedsec.aggregation.trust import TrustLimits
+from fedsec.cluster.cluster import Cluster
+from fedsec.errors import StateError
+from fedsec.lab.progress import Reporter
+from fedsec.lab.result import PredictionReport, RoundReport, RunResult
+from fedsec.lab.rundir import RunFolder
+from fedsec.scenario import Scenario
+from fedsec.transport import MeterReading
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Experiment:
+    """A run in progress; the steps of ``fedsec.lab`` add to it.
+
+    Attributes:
+        scenario: What is run.
+        folder: Where its files go.
+        cluster: Its parties, running.
+        reporter: Hears how far it is.
+        rounds: Reports of the rounds so far.
+        traffic: Bytes by role, of all roles but the parties, which count for themselves.
+        prediction: Private predictions, once asked.
+        started: ``time.monotonic`` at the start.
+    """
+
+    scenario: Scenario
+    folder: RunFolder
+    cluster: Cluster
+    reporter: Reporter
+    rounds: list[RoundReport] = field(default_factory=list)
+    traffic: dict[str, Counter[str]] = field(default_factory=dict)
+    prediction: PredictionReport | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def count(self, traffic: Mapping[str, Counter[str]]) -> None:
+        """Add bytes by role."""
+        for role, counted in traffic.items():
+            self.traffic.setdefault(role, Counter()).update(counted)
+
+    def finish(self) -> RunResult:
+        """Read the parties' meters, store the summary and return it.
+
+        Raises:
+            PeerLostError: A party died; the text names it.
+            StateError: The summary cannot be written.
+        """
+        self.cluster.watch()
+        readings = self.cluster.meters()
+        by_party = {
+            name: {"sent_bytes": reading.sent_bytes, "received_bytes": reading.received_bytes}
+            for name, reading in readings.items()
+        }
+        result = RunResult(
+            folder=self.folder,
+            scenario=self.scenario,
+            rounds=tuple(self.rounds),
+            traffic={**by_party, **{role: dict(counted) for role, counted in self.traffic.items()}},
+            seen={name: _received(reading) for name, reading in readings.items()},
+            seconds=time.monotonic() - self.started,
+            prediction=self.prediction,
+        )
+        self.folder.append("traffic", {"traffic": result.traffic, "seen": result.seen})
+        _write_json(self.folder.summary, result.summary())
+        return result
+
+
+@contextmanager
+def running(scenario: Scenario, runs: Path, reporter: Reporter) -> Iterator[Experiment]:
+    """Make a run folder with keys, start the parties, and stop them whatever happens.
+
+    Raises:
+        StateError: The folder cannot be made.
+        PeerLostError: A party does not start; the text names it.
+    """
+    started = time.monotonic()
+    settings = scenario.aggregation
+    folder = RunFolder.create(runs, scenario)
+    limits = TrustLimits(
+        fewest_aggregators=settings.aggregators,
+        minimum_cohort=settings.minimum_cohort,
+        ring_bits=(settings.ring_bits,),
+    )
+    reporter.begin(f"keys and {settings.aggregators} parties")
+    cluster = Cluster.local(
+        folder.path,
+        settings.aggregators,
+        scenario.hospitals.count,
+        minimum_cohort=settings.minimum_cohort,
+        limits=limits,
+    )
+    with log_to(folder.own_log, "fedsec"), cluster:
+        reporter.step(f"run {folder.name}")
+        yield Experiment(
+            scenario=scenario, folder=folder, cluster=cluster, reporter=reporter, started=started
+        )
+
+
+@contextmanager
+def log_to(path: Path, name: str) -> Iterator[None]:
+    """Send what a package logs in this process to a file, and nowhere else.
+
+    Args:
+        path: The file; lines are added.
+        name: The package, imported already: Flower adds a handler of its own to its logger on import.
+    """
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger(name)
+    before = logger.handlers, logger.propagate, logger.level
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = before[:2]
+        logger.setLevel(before[2])
+        handler.close()
+
+
+def _received(reading: MeterReading) -> dict[str, tuple[int, int]]:
+    """Return, by kind, how many messages a party received and their bytes."""
+    return {kind: (counts[2], counts[3]) for kind, counts in reading.by_label.items() if counts[2]}
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StateError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,80 @@
+"""Run a scenario: train over its hospitals, with the updates summed in shares."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from fedsec.lab.experiment import Experiment, log_to, running
+from fedsec.lab.progress import Reporter
+from fedsec.lab.result import RoundReport, RunResult
+from fedsec.learning.data import load_mnist
+from fedsec.nn import save_weights
+from fedsec.scenario import Scenario
+
+
+def run_scenario(
+    scenario: Scenario, *, runs: Path | str = "runs", reporter: Reporter | None = None
+) -> RunResult:
+    """Run a scenario on this machine: parties as processes, hospitals as real ClientApps in this one.
+
+    Args:
+        scenario: What to run; ``Scenario.load`` reads one.
+        runs: Folder in which the run gets a folder of its own.
+        reporter: Hears how far it is; nobody by default.
+
+    Returns:
+        What was measured; the averaged model is in ``result.folder.model``.
+
+    Raises:
+        DataError: MNIST could not be had.
+        RoundAbortedError: No round ended with an average.
+        PeerLostError: A party died; the text names it. Whatever happens, no process is left behind.
+    """
+    with running(scenario, Path(runs), reporter or Reporter()) as experiment:
+        train_and_export(experiment)
+        return experiment.finish()
+
+
+def train_and_export(experiment: Experiment) -> None:
+    """Run all rounds of an experiment and store the model, its plan and its parameters."""
+    scenario, folder, reporter = experiment.scenario, experiment.folder, experiment.reporter
+    reporter.begin("MNIST")
+    mnist = load_mnist()
+    reporter.step("60,000 training and 10,000 test images, digests as published")
+    reporter.begin("TensorFlow and Flower")
+    # Loading them takes seconds, which wrong options and --help should not have to wait for.
+    from fedsec.lab.training import Sites, train  # noqa: PLC0415 - as said above
+    from fedsec.learning import export, models  # noqa: PLC0415 - as said above
+
+    model = models.by_name(scenario.training.model, seed=scenario.seed)
+    cluster = experiment.cluster
+    sites = Sites(
+        cluster=cluster.file,
+        server=cluster.identity("server"),
+        trust={name: cluster.trust_file(name) for name in cluster.keys.hospitals},
+    )
+
+    def on_round(report: RoundReport) -> None:
+        experiment.rounds.append(report)
+        folder.append("round", asdict(report))
+        cluster.watch()
+        reporter.say(_told(report))
+
+    reporter.begin("training", scenario.training.rounds * scenario.hospitals.count)
+    with log_to(folder.own_log, "flwr"):
+        experiment.count(train(scenario, mnist, model, sites, reporter=reporter, on_round=on_round))
+    reporter.begin("model, plan and parameters")
+    model.save(folder.model)
+    plan, parameters = export.export(model, scenario.serving.fraction_bits)
+    plan.save(folder.plan)
+    save_weights(folder.weights, parameters)
+
+
+def _told(report: RoundReport) -> str:
+    if not report.included:
+        return f"round {report.round}: no average, the model stays: {report.aborted}"
+    return (
+        f"round {report.round}: {report.accuracy:.2%} on the test images,"
+        f" {report.included} of {report.hospitals} hospitals in the sum"
+    )
