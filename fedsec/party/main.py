@@ -56,20 +56,17 @@ def run(config: PartyConfig, listen_fd: int | None = None, watch_stdin: bool = F
     with ExitStack() as stack:
         claim_state(config.state, stack)
         meter = Meter()
-        aggregator = AggregatorService(
-            identity, cluster, config.state, minimum_cohort=config.minimum_cohort, meter=meter
-        )
+        aggregator = _aggregator(config, identity, cluster, meter)
         prediction = _prediction(config, identity, cluster, meter)
-        routes = [meter_route(meter), *aggregator.routes()]
-        if prediction is not None:
-            routes += prediction.routes()
+        services = [service for service in (aggregator, prediction) if service is not None]
+        routes = [meter_route(meter), *(route for service in services for route in service.routes())]
         server = Server(_address(config, listen_fd), identity, routes, meter=meter, admit=cluster.admit)
         # Left in reverse order: the services end while their links, which the server knows, still work.
         stack.callback(server.stop)
-        stack.callback(aggregator.stop)
-        if prediction is not None:
-            stack.callback(prediction.stop)
-        aggregator.start()
+        for service in services:
+            stack.callback(service.stop)
+        if aggregator is not None:
+            aggregator.start()
         server.start()
         _say_ready(server.port, config.name)
         if watch_stdin:
@@ -94,6 +91,17 @@ def check_place(name: str, identity: Identity, cluster: ClusterFile) -> None:
             f"the cluster file pins another key for {name} than its identity has: nobody would talk to it; "
             "take the cluster file that was made with this identity"
         )
+
+
+def _aggregator(
+    config: PartyConfig, identity: Identity, cluster: ClusterFile, meter: Meter
+) -> AggregatorService | None:
+    """Return the aggregation service; without a Flower server in the cluster file there is none."""
+    if cluster.server is None:
+        return None
+    return AggregatorService(
+        identity, cluster, config.state, minimum_cohort=config.minimum_cohort, meter=meter
+    )
 
 
 def _prediction(

@@ -117,8 +117,9 @@ class Client:
         """
         if reveal != "logits":
             raise UsageError(
-                f"reveal={reveal!r} is not possible: the parties can only open all logits so far. The "
-                "label alone needs the argmax inside the protocol; taking it from opened logits would only look private"
+                f"reveal={reveal!r} is not possible: the parties can only open all logits so far. The label "
+                "alone needs the argmax inside the protocol; taking it from opened logits would only look "
+                "private"
             )
         words = encode_input(self.plan, as_batch(images, self.plan))
         batches = [words[start : start + MAX_IMAGES] for start in range(0, len(words), MAX_IMAGES)]
