@@ -22,7 +22,8 @@ Weights = list[npt.NDArray[np.float64]]
 def save_weights(path: Path, weights: Weights) -> None:
     """Write the parameters as ``.npz``, in the clear: for the owner only."""
     with path.open("wb") as file:
-        np.savez(file, **{f"array_{number:03d}": array for number, array in enumerate(weights)})
+        # Without names numpy calls them arr_0, arr_1, ... in this order.
+        np.savez(file, *weights)
 
 
 def load_weights(path: Path, plan: Plan) -> Weights:
@@ -34,7 +35,7 @@ def load_weights(path: Path, plan: Plan) -> Weights:
     try:
         # Opened here: numpy leaves the file open when it is no archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            weights = [np.asarray(archive[name], dtype=np.float64) for name in sorted(archive.files)]
+            weights = [np.asarray(archive[name], dtype=np.float64) for name in archive.files]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"cannot read the parameters in {path}: {type(error).__name__}") from error
     _check_weights(plan, weights)
