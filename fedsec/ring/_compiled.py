@@ -34,11 +34,10 @@ def _cache_folder() -> str | None:
 def _matmul(a: RingArray, b: RingArray, product: RingArray) -> None:
     """Write a @ b modulo 2^k into ``product``: four rows by two terms at a time, innermost along the columns.
 
-    Numba widens 32-bit arithmetic to 64 bits, so every sum is cast back to a word. The rows are taken as
-    views first, without which the compiler must allow for negative indices and does not use vector
+    Numba widens 32-bit arithmetic to 64 bits; storing into a 32-bit array takes it back modulo 2^32. Rows are
+    taken as views first: otherwise the compiler must allow for negative indices and uses no vector
     instructions (5x slower).
     """
-    word = product.dtype.type
     rows, terms = a.shape
     product[:] = 0
     for i in range(0, rows - 3, 4):
@@ -49,10 +48,10 @@ def _matmul(a: RingArray, b: RingArray, product: RingArray) -> None:
             q0, q1, q2, q3 = x0[t + 1], x1[t + 1], x2[t + 1], x3[t + 1]
             u, v = b[t], b[t + 1]
             for j in range(b.shape[1]):
-                z0[j] = word(z0[j] + p0 * u[j] + q0 * v[j])
-                z1[j] = word(z1[j] + p1 * u[j] + q1 * v[j])
-                z2[j] = word(z2[j] + p2 * u[j] + q2 * v[j])
-                z3[j] = word(z3[j] + p3 * u[j] + q3 * v[j])
+                z0[j] = z0[j] + p0 * u[j] + q0 * v[j]
+                z1[j] = z1[j] + p1 * u[j] + q1 * v[j]
+                z2[j] = z2[j] + p2 * u[j] + q2 * v[j]
+                z3[j] = z3[j] + p3 * u[j] + q3 * v[j]
     # What the blocks of four rows and two terms left over.
     blocked = rows - rows % 4
     for i in range(rows):
@@ -60,7 +59,7 @@ def _matmul(a: RingArray, b: RingArray, product: RingArray) -> None:
         for t in range(terms - terms % 2 if i < blocked else 0, terms):
             p, u = a[i, t], b[t]
             for j in range(b.shape[1]):
-                z[j] = word(z[j] + p * u[j])
+                z[j] = z[j] + p * u[j]
 
 
 def _jit(function: Callable[..., None]) -> Callable[..., None]:

@@ -48,9 +48,8 @@ class RepShare:
     next: RingArray
     fraction_bits: int = 0
 
-    __array_ufunc__: ClassVar[None] = (
-        None  # numpy must not take a share apart in `array + share`; it raises TypeError
-    )
+    # Numpy must not take a share apart in `array + share`; with this it raises TypeError.
+    __array_ufunc__: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         ring_of(self.own)
