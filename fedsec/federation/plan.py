@@ -110,7 +110,7 @@ def announce_round(
         metrics=tuple(MetricSpec(name, *map(float, ranges[name])) for name in sorted(ranges)),
         encoding=encoding,
         minimum_cohort=plan.minimum_cohort,
-        upload_seconds=plan.upload_seconds,
+        upload_seconds=float(plan.upload_seconds),
     )
 
 
