@@ -20,6 +20,7 @@ from fedsec.aggregation.context import Context, Outgoing, check_chain
 from fedsec.aggregation.messages import (
     NONCE_BYTES,
     STORED_LABEL,
+    AbortRound,
     Announce,
     Announced,
     ChainHead,
@@ -56,6 +57,8 @@ from fedsec.errors import FedsecError, ProtocolError, RoundAbortedError, StateEr
 from fedsec.sharing.compressed import SEED_BYTES
 from fedsec.transport import Peer
 
+MOST_REASON = 500
+
 
 class Aggregator:
     """The aggregator's state machine over all its rounds; safe to call from several threads.
@@ -79,6 +82,7 @@ class Aggregator:
         self._store = Store(folder)
         self._context = Context(signer, self._store, policy, clock)
         self._to_greet = {name for name in policy.aggregators if name != signer.name}
+        self._farewells: set[Outgoing] = set()
         self._rounds = {row.key: self._load(row) for row in self._store.rounds()}
         self._remove_orphans()
         self._handlers: dict[type[Any], Callable[[Peer, Any], tuple[msgspec.Struct, bytes]]] = {
@@ -87,6 +91,7 @@ class Aggregator:
             UploadList: lambda peer, message: self._statement("list", peer, message.statement),
             SetSignature: lambda peer, message: self._statement("set", peer, message.statement),
             Hello: self._hello,
+            AbortRound: self._abort,
             CollectSum: self._collect,
             FinishRound: self._finish,
             GetReceipt: self._receipt,
@@ -146,7 +151,7 @@ class Aggregator:
                 except StateError as error:
                     round_.abort(f"aggregator '{self.name}' cannot use its state: {error}")
                 if round_.state.final:
-                    del self._rounds[round_.key]
+                    self._leave(round_)
 
     def next_deadline(self) -> float:
         """Return when the next round is due by the clock (seconds since the epoch), or infinity."""
@@ -161,11 +166,13 @@ class Aggregator:
             if peer in self._to_greet and chain.counter:
                 hello = Hello(self.name, seal(self._context.signer, chain))
                 found.append(Outgoing(peer, chain.counter, hello, b""))
+            found += [one for one in self._farewells if one.peer == peer]
             return sorted(found, key=lambda one: one.counter)
 
     def delivered(self, outgoing: Outgoing, reply: msgspec.Struct) -> None:
         """Note a peer's reply to something that was to be said."""
         with self.lock:
+            self._farewells.discard(outgoing)
             if isinstance(reply, Greeted):
                 self._to_greet.discard(outgoing.peer)
                 self.behind = self.behind or reply.counter > self._store.chain().counter
@@ -175,6 +182,8 @@ class Aggregator:
     def refused(self, outgoing: Outgoing, error: FedsecError) -> None:
         """Note that a peer refused a statement: if it aborted the round, this aggregator does so too."""
         with self.lock:
+            # Said once: a peer that does not hear it aborts by its own deadline.
+            self._farewells.discard(outgoing)
             round_ = self._rounds.get(outgoing.round_key)
             if round_ is not None and isinstance(error, RoundAbortedError | StateError):
                 round_.stop(f"aggregator '{outgoing.peer}' ended the round: {error}")
@@ -280,9 +289,14 @@ class Aggregator:
 
     def _finish(self, peer: Peer, message: FinishRound) -> tuple[Received, bytes]:
         self._require_server(peer)
+        self._find(message.round).finish()
+        return Received(), b""
+
+    def _abort(self, peer: Peer, message: AbortRound) -> tuple[Received, bytes]:
+        self._require_aggregator(peer)
         round_ = self._find(message.round)
-        round_.finish()
-        self._rounds.pop(round_.key, None)
+        if peer.name in {member.name for member in round_.announcement.aggregators}:
+            round_.stop(f"aggregator '{peer.name}' ended the round: {message.reason[:MOST_REASON]}")
         return Received(), b""
 
     def _receipt(self, peer: Peer, message: GetReceipt) -> tuple[Receipt, bytes]:
@@ -292,6 +306,14 @@ class Aggregator:
         return round_.receipt(peer.name, message.upload_id), b""
 
     # Helpers.
+
+    def _leave(self, round_: Round) -> None:
+        del self._rounds[round_.key]
+        if round_.state is State.ABORTED:
+            message = AbortRound(round_.announcement.id, round_.reason)
+            counter = self._store.chain().counter
+            peers = {member.name for member in round_.announcement.aggregators} - {self.name}
+            self._farewells |= {Outgoing(peer, counter, message, round_.key) for peer in peers}
 
     def _find(self, round_id: RoundId) -> Round:
         fits = len(round_id.session) == SESSION_BYTES and 0 <= round_id.round <= MOST_ROUNDS

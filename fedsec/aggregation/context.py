@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedsec.aggregation.messages import ChainHead, Hello, SetSignature, UploadList
+from fedsec.aggregation.messages import AbortRound, ChainHead, Hello, SetSignature, UploadList
 from fedsec.aggregation.policy import Policy
 from fedsec.aggregation.signing import Signer, digest
 from fedsec.aggregation.store import Store
@@ -29,7 +29,7 @@ class Outgoing:
 
     peer: str
     counter: int
-    message: UploadList | SetSignature | Hello
+    message: UploadList | SetSignature | Hello | AbortRound
     round_key: bytes
 
 

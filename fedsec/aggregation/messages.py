@@ -165,6 +165,13 @@ class Hello(msgspec.Struct, frozen=True, tag="aggregator_hello", forbid_unknown_
     chain: Signed
 
 
+class AbortRound(msgspec.Struct, frozen=True, tag="abort_round", forbid_unknown_fields=True):
+    """Aggregator to aggregator: the round has ended here without a result, so waiting is in vain."""
+
+    round: RoundId
+    reason: str
+
+
 class Greeted(msgspec.Struct, frozen=True, tag="greeted", forbid_unknown_fields=True):
     """Reply: the last event of the asker that this aggregator has seen; above its own means it is behind."""
 

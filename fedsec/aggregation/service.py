@@ -12,6 +12,7 @@ import msgspec
 from fedsec.aggregation.aggregator import Aggregator
 from fedsec.aggregation.links import TlsLinks
 from fedsec.aggregation.messages import (
+    AbortRound,
     Announce,
     CloseUploads,
     CollectSum,
@@ -105,6 +106,7 @@ class AggregatorService:
             Route(UploadList, party, self._answer),
             Route(SetSignature, party, self._answer),
             Route(Hello, party, self._answer),
+            Route(AbortRound, party, self._answer),
         ]
 
     def start(self) -> None:
