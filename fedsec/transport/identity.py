@@ -75,7 +75,10 @@ class Peer:
         Raises:
             TrustError: It is not one of ours: another key type, no role, or two different names.
         """
-        return _peer_of(x509.load_der_x509_certificate(der))
+        try:
+            return _peer_of(x509.load_der_x509_certificate(der))
+        except ValueError as error:
+            raise TrustError("expected a certificate (X.509, DER), got other bytes") from error
 
     def __str__(self) -> str:
         return f"{self.role} {self.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Iterator
 
@@ -218,17 +219,15 @@ def test_an_error_code_that_nobody_knows_is_the_root_of_the_tree(served: Connect
 
 
 def test_a_handler_can_take_the_connection_over(served: Connect) -> None:
-    taken: list[Channel] = []
+    taken: queue.SimpleQueue[Channel] = queue.SimpleQueue()
 
     def take(request: Call) -> None:
-        taken.append(request.detach(Told(5)))
+        taken.put(request.detach(Told(5)))
 
     channel = served(Route(Take, frozenset({Role.HOSPITAL}), take))
     assert call(channel, Take(), Told, deadline=_soon())[0] == Told(5)
     channel.send("mpc/1", b"share", _soon())
-    while not taken:
-        pass
-    assert taken[0].receive("mpc/1", max_bytes=5, deadline=_soon()) == b"share"
+    assert taken.get(timeout=5).receive("mpc/1", max_bytes=5, deadline=_soon()) == b"share"
 
 
 def test_a_route_can_have_its_own_time(served: Connect) -> None:

@@ -1,0 +1,268 @@
+"""Clients that are slow, greedy or send garbage cost their own connection and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fedsec.cluster.certificates import Authority
+from fedsec.errors import PeerLostError, ProtocolError, TrustError
+from fedsec.transport import (
+    Call,
+    Deadline,
+    Endpoint,
+    Identity,
+    Limits,
+    Peer,
+    Reply,
+    Role,
+    Route,
+    Server,
+    SocketChannel,
+    call,
+    connect,
+)
+from fedsec.transport.frames import step_tag
+
+
+class Ask(msgspec.Struct, tag="ask"):
+    number: int
+
+
+class Told(msgspec.Struct, tag="told"):
+    number: int
+
+
+Start = Callable[[Limits], Server]
+
+
+@pytest.fixture(scope="module")
+def identities(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity]:
+    folder: Path = tmp_path_factory.mktemp("keys")
+    authority = Authority.create(folder / "authority")
+    roles = {"party-0": Role.PARTY, "user": Role.USER}
+    return {name: Identity.load(authority.issue(folder, name, role)) for name, role in roles.items()}
+
+
+@pytest.fixture
+def start(identities: dict[str, Identity]) -> Iterator[Start]:
+    servers: list[Server] = []
+
+    def echo(request: Call) -> Reply:
+        return Reply(Told(request.message.number), request.body.read())
+
+    def begin(limits: Limits) -> Server:
+        routes = [Route(Ask, frozenset({Role.USER}), echo, max_body_bytes=10**9)]
+        servers.append(Server(("127.0.0.1", 0), identities["party-0"], routes, limits=limits))
+        servers[-1].start()
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name in ("accept", "connection")]
+
+
+def _soon() -> Deadline:
+    return Deadline.after(5.0)
+
+
+def _raw(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=5)
+
+
+def _connect(server: Server, identities: dict[str, Identity]) -> SocketChannel:
+    party = identities["party-0"]
+    endpoint = Endpoint(party.name, "127.0.0.1", server.port, party.public_key)
+    return connect(endpoint, identities["user"], deadline=_soon())
+
+
+def _works(server: Server, identities: dict[str, Identity]) -> None:
+    with _connect(server, identities) as channel:
+        assert call(channel, Ask(4), Told, deadline=_soon())[0] == Told(4)
+
+
+def _tls(server: Server, identities: dict[str, Identity]) -> ssl.SSLSocket:
+    """Return a connection of the right user that speaks TLS and nothing of ours."""
+    return identities["user"].client_context.wrap_socket(_raw(server))
+
+
+def _ends(sock: socket.socket, within_s: float) -> bool:
+    """Return whether the server ends the connection in time."""
+    sock.settimeout(within_s)
+    try:
+        while sock.recv(65536):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", bytes(5000), b"\x16\x03\x01\xff\xff" + bytes(4000), b"\x80"],
+    ids=["http", "zeros", "broken_tls", "one_byte"],
+)
+def test_threat_37_garbage_before_tls(start: Start, identities: dict[str, Identity], garbage: bytes) -> None:
+    server = start(Limits(handshake_s=0.5))
+    with _raw(server) as sock:
+        sock.sendall(garbage)
+        assert _ends(sock, 2)
+    _works(server, identities)
+
+
+@pytest.mark.parametrize("size", [1, 24, 25, 5000])
+def test_threat_37_garbage_inside_tls(start: Start, identities: dict[str, Identity], size: int) -> None:
+    server = start(Limits(handshake_s=0.5))
+    with _tls(server, identities) as sock:
+        sock.sendall(b"\x5a" * size)
+        assert _ends(sock, 2)
+    _works(server, identities)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 8, 9, 100, 5000])
+def test_threat_38_random_requests_in_good_frames(
+    start: Start, identities: dict[str, Identity], size: int
+) -> None:
+    server = start(Limits(request_s=0.5))
+    with _connect(server, identities) as channel:
+        channel.send("ask/request", os.urandom(size), _soon())
+        with contextlib.suppress(PeerLostError, ProtocolError):
+            channel.receive_any(("ask/reply", "ask/go"), max_bytes=5000, deadline=Deadline.after(1))
+    _works(server, identities)
+
+
+def test_threat_37_a_byte_a_second_is_cut_off_by_the_time_for_the_whole(
+    start: Start, identities: dict[str, Identity]
+) -> None:
+    server = start(Limits(handshake_s=0.6, request_s=0.6))
+    began = time.monotonic()
+    with _raw(server) as sock:
+        # A valid start of a TLS hello, dripped: every byte comes in time, the whole does not.
+        hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)
+        with contextlib.suppress(OSError):
+            for byte in hello:
+                sock.sendall(bytes([byte]))
+                time.sleep(0.05)
+                if time.monotonic() - began > 4:
+                    break
+    assert time.monotonic() - began < 3
+    with _connect(server, identities) as channel:
+        began = time.monotonic()
+        header = struct.pack(
+            ">2sBBIQ8s", b"FS", 1, 0, 400, 1, step_tag(b"", "ask/request", "user", "party-0")
+        )
+        with contextlib.suppress(OSError):
+            for byte in header + bytes(400):
+                channel._sock.send(bytes([byte]))
+                time.sleep(0.05)
+                if time.monotonic() - began > 4:
+                    break
+        assert time.monotonic() - began < 3
+    _works(server, identities)
+
+
+def test_threat_37_four_gigabytes_in_a_header_are_refused_before_they_have_memory(
+    start: Start, identities: dict[str, Identity]
+) -> None:
+    server = start(Limits(request_s=1))
+    with _connect(server, identities) as channel:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        tag = step_tag(b"", "ask/request", "user", "party-0")
+        channel._sock.send(struct.pack(">2sBBIQ8s", b"FS", 1, 0, 2**32 - 1, 1, tag))
+        with pytest.raises(PeerLostError):
+            channel.receive("ask/reply", max_bytes=100, deadline=_soon())
+    # In KiB on Linux, in bytes elsewhere: either way far below four gigabytes.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    _works(server, identities)
+
+
+def test_threat_37_a_huge_body_that_never_comes_takes_no_memory(
+    start: Start, identities: dict[str, Identity]
+) -> None:
+    server = start(Limits(request_s=0.5))
+    with _connect(server, identities) as channel:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        channel.send("ask/request", struct.pack(">Q", 10**9) + msgspec.msgpack.encode(Ask(1)), _soon())
+        channel.receive("ask/go", max_bytes=0, deadline=_soon())
+        with pytest.raises(PeerLostError):
+            channel.receive("ask/reply", max_bytes=100, deadline=_soon())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    _works(server, identities)
+
+
+def test_threat_37_silent_connections_do_not_keep_others_out(
+    start: Start, identities: dict[str, Identity]
+) -> None:
+    server = start(Limits(max_handshakes=4, handshake_s=30, crowded_s=0.2))
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(_raw(server))
+        threads = [thread for thread in threading.enumerate() if thread.name == "connection"]
+        assert len(threads) <= 4
+        _works(server, identities)
+
+
+def test_threat_37_connections_are_bounded_and_the_next_one_is_told(
+    start: Start, identities: dict[str, Identity]
+) -> None:
+    server = start(Limits(max_connections=3))
+    with contextlib.ExitStack() as stack:
+        channels = [stack.enter_context(_connect(server, identities)) for _ in range(3)]
+        for channel in channels:
+            call(channel, Ask(1), Told, deadline=_soon())
+        with pytest.raises(PeerLostError, match="has 3 connections; try later"):
+            _connect(server, identities)
+        channels[0].close()
+        deadline = _soon()
+        while not deadline.passed:
+            with contextlib.suppress(PeerLostError):
+                _works(server, identities)
+                break
+        else:
+            pytest.fail("a free place was not given to the next one")
+        for channel in channels[1:]:
+            assert call(channel, Ask(2), Told, deadline=_soon())[0] == Told(2)
+
+
+def test_an_idle_connection_is_closed_in_the_end(start: Start, identities: dict[str, Identity]) -> None:
+    server = start(Limits(idle_s=0.1))
+    with _connect(server, identities) as channel, pytest.raises(PeerLostError, match="party-0"):
+        channel.receive("ask/reply", max_bytes=1, deadline=_soon())
+
+
+def test_a_handshake_from_many_at_once_succeeds(start: Start, identities: dict[str, Identity]) -> None:
+    server = start(Limits(max_handshakes=4, crowded_s=5))
+    failures: list[BaseException] = []
+
+    def one() -> None:
+        try:
+            _works(server, identities)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    threads = [threading.Thread(target=one) for _ in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_other_bytes_are_no_certificate() -> None:
+    with pytest.raises(TrustError, match="got other bytes"):
+        Peer.from_certificate(b"not a certificate")
