@@ -29,9 +29,9 @@ def run(options: argparse.Namespace) -> int:
         overrides.append(f"training.examples={options.examples}")
     scenario = demo_scenario().override(*overrides)
     with reporter(silent=options.json) as progress:
-        summary = run_demo(scenario, runs=options.runs, reporter=progress)
+        result = run_demo(scenario, runs=options.runs, reporter=progress)
     if options.json:
-        print_json(summary)
+        print_json(result.summary())
     else:
-        print_summary(summary)
+        print_summary(result.summary())
     return 0

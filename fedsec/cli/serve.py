@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from fedsec.errors import UsageError
-from fedsec.lab.serving import ServeTarget, serve_at, serve_here
+from fedsec.lab.serving import serve_at, serve_here
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +24,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="PORT",
         help="ports of the parties on this machine; free ones by default",
     )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="where a Keras file gets its run folder",
+    )
     parser.add_argument("--cluster", type=Path, metavar="FILE", help="use parties that already run elsewhere")
     parser.add_argument("--identity", type=Path, metavar="FILE", help="the owner's identity, with --cluster")
 
@@ -34,13 +41,14 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--num-requests: expected at least 1 image, got {options.num_requests}")
     if (options.cluster is None) != (options.identity is None):
         raise UsageError("--cluster and --identity belong together: the parties, and who the owner is")
-    target = ServeTarget.find(options.model)
-    if options.cluster is not None:
-        if options.ports:
-            raise UsageError("--ports is for parties started here; with --cluster they already run")
-        answered = serve_at(target, options.cluster, options.identity, options.num_requests, say=_say)
+    if options.cluster is None:
+        answered = serve_here(
+            options.model, options.num_requests, runs=options.runs, ports=options.ports, say=_say
+        )
+    elif options.ports:
+        raise UsageError("--ports is for parties started here; with --cluster they already run")
     else:
-        answered = serve_here(target, options.num_requests, ports=options.ports, say=_say)
+        answered = serve_at(options.model, options.cluster, options.identity, options.num_requests, say=_say)
     _say(f"answered {answered} image(s); the service has ended")
     return 0
 

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,26 +87,41 @@ def running(scenario: Scenario, runs: Path, reporter: Reporter) -> Iterator[Expe
         PeerLostError: A party does not start; the text names it.
     """
     started = time.monotonic()
-    settings = scenario.aggregation
-    folder = RunFolder.create(runs, scenario)
-    limits = TrustLimits(
-        fewest_aggregators=settings.aggregators,
-        minimum_cohort=settings.minimum_cohort,
-        ring_bits=(settings.ring_bits,),
-    )
-    reporter.begin(f"keys and {settings.aggregators} parties")
-    cluster = Cluster.local(
-        folder.path,
-        settings.aggregators,
-        scenario.hospitals.count,
-        minimum_cohort=settings.minimum_cohort,
-        limits=limits,
-    )
+    folder = RunFolder.create(runs, scenario.name)
+    folder.scenario.write_text(scenario.to_toml(), encoding="utf-8")
+    reporter.begin(f"keys and {scenario.aggregation.aggregators} parties")
+    cluster = local_cluster(folder, scenario)
     with log_to(folder.own_log, "fedsec"), cluster:
         reporter.step(f"run {folder.name}")
         yield Experiment(
             scenario=scenario, folder=folder, cluster=cluster, reporter=reporter, started=started
         )
+
+
+def local_cluster(folder: RunFolder, scenario: Scenario, ports: Sequence[int] | None = None) -> Cluster:
+    """Return a run's cluster, not started; keys that the folder has are used again.
+
+    Args:
+        folder: The run's folder.
+        scenario: Says how many parties and hospitals there are, and what they admit.
+        ports: One port for each party; free ones by default.
+
+    Raises:
+        UsageError: The number of ports is not that of parties.
+    """
+    settings = scenario.aggregation
+    return Cluster.local(
+        folder.path,
+        settings.aggregators,
+        scenario.hospitals.count,
+        ports,
+        minimum_cohort=settings.minimum_cohort,
+        limits=TrustLimits(
+            fewest_aggregators=settings.aggregators,
+            minimum_cohort=settings.minimum_cohort,
+            ring_bits=(settings.ring_bits,),
+        ),
+    )
 
 
 @contextmanager

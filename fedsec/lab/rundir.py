@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from fedsec.errors import StateError, UsageError
-from fedsec.scenario import Scenario
 
 LATEST = "latest"
 
@@ -43,17 +42,15 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, runs: Path, scenario: Scenario) -> RunFolder:
-        """Make a new folder under ``runs``, named by time and scenario, and store the scenario in it.
+    def create(cls, runs: Path, name: str) -> RunFolder:
+        """Make a new folder under ``runs``, called by time and ``name``.
 
         Raises:
             StateError: If the folder cannot be written.
         """
-        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{scenario.name}"
         try:
-            folder = cls(_make_new(runs.resolve(), stem))
+            folder = cls(_make_new(runs.resolve(), f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"))
             folder.logs.mkdir()
-            folder.scenario.write_text(scenario.to_toml(), encoding="utf-8")
         except OSError as error:
             raise StateError(
                 f"cannot make a run folder in {runs}: {error.strerror}; choose another --runs"
@@ -71,8 +68,9 @@ class RunFolder:
         folder = cls(Path(path).resolve())
         if not folder.path.is_dir():
             raise UsageError(f"expected the folder of a run, such as runs/{LATEST}; {path} is no folder")
-        if not folder.scenario.is_file():
-            raise UsageError(f"{path} is not the folder of a run: it has no {folder.scenario.name}")
+        if not (folder.scenario.is_file() or folder.plan.is_file()):
+            needed = f"neither {folder.scenario.name} nor {folder.plan.name}"
+            raise UsageError(f"{path} is not the folder of a run: it has {needed}")
         return folder
 
     @property
@@ -82,7 +80,7 @@ class RunFolder:
 
     @property
     def scenario(self) -> Path:
-        """The resolved scenario."""
+        """The resolved scenario; a folder made to serve a Keras file has none."""
         return self.path / "scenario.toml"
 
     @property

@@ -4,30 +4,28 @@ import pytest
 
 from fedsec.errors import StateError, UsageError
 from fedsec.lab.rundir import RunFolder
-from fedsec.scenario import Scenario
 
 
-def test_a_new_run_holds_its_resolved_scenario(tmp_path: Path) -> None:
-    scenario = Scenario(name="study")
-
-    run = RunFolder.create(tmp_path / "runs", scenario)
+def test_a_new_run_is_for_its_owner_only(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "runs", "study")
 
     assert run.name.endswith("-study")
     assert run.path.stat().st_mode & 0o777 == 0o700
     assert run.logs.is_dir()
-    assert Scenario.load(run.scenario) == scenario
+    run.scenario.write_text("")
     assert RunFolder.open(run.path) == run
 
 
 def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:
-    runs = [RunFolder.create(tmp_path, Scenario()) for _ in range(3)]
+    runs = [RunFolder.create(tmp_path, "study") for _ in range(3)]
+    runs[-1].plan.write_text("{}")
 
     assert len({run.path for run in runs}) == 3
     assert RunFolder.open(tmp_path / "latest") == runs[-1]
 
 
 def test_metrics_are_lines_of_json_by_event(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path, Scenario())
+    run = RunFolder.create(tmp_path, "study")
 
     run.append("round", {"round": 1, "accuracy": 0.5})
     run.append("phase", {"name": "keys"})
@@ -40,17 +38,17 @@ def test_metrics_are_lines_of_json_by_event(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no folder"):
         RunFolder.open(tmp_path / "missing")
-    with pytest.raises(UsageError, match=r"it has no scenario\.toml"):
+    with pytest.raises(UsageError, match=r"neither scenario\.toml nor plan\.json"):
         RunFolder.open(tmp_path)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match="choose another --runs"):
-        RunFolder.create(tmp_path / "file", Scenario())
+        RunFolder.create(tmp_path / "file", "study")
 
 
 def test_a_real_folder_named_latest_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "latest").mkdir()
-    RunFolder.create(tmp_path, Scenario())
+    RunFolder.create(tmp_path, "study")
     assert not (tmp_path / "latest").is_symlink()

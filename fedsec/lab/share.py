@@ -1,0 +1,178 @@
+"""A Keras model, split into shares over the parties of a cluster and served by them.
+
+No cryptography is needed here, and none is in sight::
+
+    with fedsec.Cluster.local() as cluster:
+        with fedsec.share("short-conv-mnist.keras", cluster) as shared:
+            shared.serve(num_requests=3)
+            print(fedsec.Client.connect(cluster).predict(image))
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from fedsec.errors import PeerLostError, ServiceEndedError, UsageError
+from fedsec.lab.rundir import RunFolder
+from fedsec.nn import Plan, Weights, load_weights
+from fedsec.serving.owner import Owner
+from fedsec.transport import ClusterFile, Identity, Meter
+
+if TYPE_CHECKING:
+    import keras
+
+FRACTION_BITS = 16
+
+
+class HasFile(Protocol):
+    """Anything that knows its cluster file and its owner's identity, such as a ``fedsec.Cluster``."""
+
+    @property
+    def file(self) -> Path:
+        """The cluster file."""
+        ...
+
+    def identity(self, name: str) -> Path:
+        """Return the identity file of that name."""
+        ...
+
+
+class SharedModel:
+    """A model of which each party holds shares; made by :func:`share`.
+
+    Attributes:
+        plan: The public plan: layers, shapes, proven ranges.
+    """
+
+    def __init__(self, owner: Owner, plan: Plan, cluster: ClusterFile, identity: Identity) -> None:
+        self.plan = plan
+        self._owner = owner
+        self._cluster = cluster
+        self._identity = identity
+        self._model: bytes | None = None
+
+    @property
+    def meter(self) -> Meter:
+        """Counts what the owner sent and received."""
+        return self._owner.meter
+
+    def hand_out(self, weights: Weights) -> None:
+        """Give each party its shares of the parameters; :func:`share` has done so."""
+        self._model = self._owner.share(self.plan, weights)
+
+    def serve(self, num_requests: int | None = None) -> None:
+        """Begin to answer private predictions; returns as soon as users can ask.
+
+        Args:
+            num_requests: Images to answer, after which the service ends by itself. A batch of three
+                counts three. Without it the service goes on until ``stop``.
+
+        Raises:
+            UsageError: It is served already, or the number is below 1.
+            PeerLostError: A party was lost; the text names it.
+        """
+        self._owner.serve(num_requests)
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Wait until the service has ended by itself.
+
+        Args:
+            timeout_s: How long; for ever by default.
+
+        Returns:
+            How many images were answered.
+
+        Raises:
+            DeadlineError: It still runs after ``timeout_s``.
+            PeerLostError: A party was lost; the text names it.
+        """
+        return self._owner.wait(timeout_s).answered
+
+    def stop(self) -> None:
+        """End the service if it runs, let the parties drop their shares, and disconnect.
+
+        May be called twice. A party that is gone is no error: parties hold shares in memory only.
+        """
+        self._owner.close()
+        model, self._model = self._model, None
+        if model is None:
+            return
+        # Over new connections: a signal may have come while an answer was due on the old ones.
+        with (
+            contextlib.suppress(PeerLostError, ServiceEndedError),
+            Owner(self._cluster.computing, self._identity) as owner,
+        ):
+            owner.stop()
+            owner.forget(model)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def share(
+    model: keras.Model | Path | str, cluster: HasFile | Path | str, identity: Path | str | None = None
+) -> SharedModel:
+    """Split a trained model over the three computing parties of a running cluster.
+
+    Args:
+        model: A Keras Sequential model, a ``.keras`` or ``.h5`` file, or the folder of a run. A run is
+            served from its plan, without loading TensorFlow.
+        cluster: A running ``fedsec.Cluster``, or a cluster file whose parties run elsewhere.
+        identity: The owner's identity; a ``fedsec.Cluster`` that made its own keys knows it.
+
+    Returns:
+        The shared model, not served yet.
+
+    Raises:
+        UnsupportedModelError: A layer or a range cannot be served; the text names it and what to do.
+        UsageError: A file is missing, or nobody said who the owner is.
+        TrustError, PeerLostError: A party is not the pinned one, or cannot be reached.
+    """
+    plan, weights = plan_of(model)
+    file, own = _cluster(cluster, identity)
+    shared = SharedModel(Owner(file.computing, own), plan, file, own)
+    try:
+        shared.hand_out(weights)
+    except BaseException:
+        shared.stop()
+        raise
+    return shared
+
+
+def plan_of(model: keras.Model | Path | str) -> tuple[Plan, Weights]:
+    """Return the plan of a model and its parameters in the plan's order.
+
+    Args:
+        model: As for :func:`share`.
+
+    Raises:
+        UnsupportedModelError: A layer or a range cannot be served.
+        UsageError: A file is missing or is no model.
+    """
+    if isinstance(model, Path | str) and Path(model).is_dir():
+        folder = RunFolder.open(model)
+        if not folder.plan.is_file():
+            raise UsageError(f"{model} has no {folder.plan.name}: its training did not finish")
+        plan = Plan.load(folder.plan)
+        return plan, load_weights(folder.weights, plan)
+    # Only Keras models need TensorFlow: a run is served without loading it.
+    from fedsec.learning.export import export  # noqa: PLC0415 - as said above
+    from fedsec.learning.saved import load_keras  # noqa: PLC0415 - as said above
+
+    return export(load_keras(model) if isinstance(model, Path | str) else model, FRACTION_BITS)
+
+
+def _cluster(cluster: HasFile | Path | str, identity: Path | str | None) -> tuple[ClusterFile, Identity]:
+    if isinstance(cluster, Path | str):
+        if identity is None:
+            raise UsageError("a cluster file does not say who the owner is: give the owner's identity too")
+        return ClusterFile.load(Path(cluster)), Identity.load(Path(identity))
+    return ClusterFile.load(cluster.file), Identity.load(Path(identity or cluster.identity("owner")))
