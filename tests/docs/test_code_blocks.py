@@ -21,9 +21,16 @@ ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SET_UP_BLOCKS = 2
 TUTORIALS = sorted((ROOT / "docs" / "tutorial").glob("*.md"))
-EXPLANATIONS = [ROOT / "docs" / "explanation" / "secret-sharing.md", ROOT / "docs" / "explanation" / "fixed-point.md"]
+OTHERS = [
+    ROOT / "docs" / page
+    for page in (
+        "explanation/secret-sharing.md",
+        "explanation/fixed-point.md",
+        "how-to/secure-your-flower-app.md",
+    )
+]
 
-DRIVER = '''
+DRIVER = """
 import contextlib, io, json, subprocess, sys
 
 def run(blocks):
@@ -43,7 +50,7 @@ def run(blocks):
 
 if __name__ == "__main__":
     run(json.load(open(sys.argv[1])))
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def run_blocks(blocks: list[Block], folder: Path) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("page", [*TUTORIALS, *EXPLANATIONS], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*TUTORIALS, *OTHERS], ids=lambda page: page.name)
 def test_a_page_runs_as_written(page: Path, tmp_path: Path) -> None:
     blocks = blocks_of(page.read_text())
     assert blocks, "a tutorial without code teaches nothing"
