@@ -319,20 +319,21 @@ def wait_for_port(endpoint: Endpoint, deadline: Deadline) -> None:
     Raises:
         PeerLostError: Nobody did in time; the text names the party.
     """
-    while True:
+    reason = "no answer"
+    while not deadline.passed:
         try:
             socket.create_connection(
                 (endpoint.host, endpoint.port), timeout=deadline.remaining(endpoint.name)
             ).close()
         except OSError as error:
-            if deadline.passed:
-                raise PeerLostError(
-                    f"expected {endpoint.name} to accept connections at {endpoint.address} within "
-                    f"{deadline.seconds:g} s: {error.strerror or error}; start it there with `fedsec party`"
-                ) from error
+            reason = error.strerror or str(error)
             time.sleep(_LOOK_S)
         else:
             return
+    raise PeerLostError(
+        f"expected {endpoint.name} to accept connections at {endpoint.address} in {deadline.seconds:g} s: "
+        f"{reason}; start it there with `fedsec party`"
+    )
 
 
 def _is_here(host: str) -> bool:
