@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: PartyConfig, listen_fd: int | None = None, watch_stdin: bool = False) -> int:
-    """Be a party until SIGTERM, SIGINT, or the launcher is gone.
+    """Be a party until SIGTERM, SIGINT, or the launcher is gone; the process is to exit afterwards.
 
     Prints one JSON line ``{"ready": <port>, "name": <name>}`` on standard output when it accepts
     connections; logs go to standard error.
@@ -73,6 +73,9 @@ def run(config: PartyConfig, listen_fd: int | None = None, watch_stdin: bool = F
             threading.Thread(target=_watch_stdin, args=(ended,), name="stdin", daemon=True).start()
         ended.wait()
         logger.info("%s ends", config.name)
+    # Python takes its handlers away while it exits: a second signal would then look like a crash.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     return 0
 
 

@@ -16,7 +16,7 @@ from fedsec.transport import Channel, Deadline, Endpoint, Identity, Meter
 from fedsec.transport.service import call
 from fedsec.transport.tls import connect
 
-GRACE_S = 4.0
+GRACE_S = 2.0
 """After the first error the others get this long: usually they answer with the same one."""
 
 T = TypeVar("T", bound=msgspec.Struct)
