@@ -35,11 +35,9 @@ _HEADER = struct.Struct(">2sBBIQ8s")
 
 def step_tag(session: bytes, label: str, sender: str, receiver: str) -> bytes:
     """Return the 8 bytes that a frame carries for its session, label and direction."""
-    digest = hashlib.sha256(b"fedsec step 1")
-    for part in (session, label.encode(), sender.encode(), receiver.encode()):
-        digest.update(len(part).to_bytes(4, "big"))
-        digest.update(part)
-    return digest.digest()[:TAG_BYTES]
+    parts = (session, label.encode(), sender.encode(), receiver.encode())
+    framed = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return hashlib.sha256(b"fedsec step 1" + framed).digest()[:TAG_BYTES]
 
 
 @dataclass(eq=False)
