@@ -60,7 +60,7 @@ def run(config: PartyConfig, listen_fd: int | None = None, watch_stdin: bool = F
         prediction = _prediction(config, identity, cluster, meter)
         services = [service for service in (aggregator, prediction) if service is not None]
         routes = [meter_route(meter), *(route for service in services for route in service.routes())]
-        server = Server(_address(config, listen_fd), identity, routes, meter=meter, admit=cluster.admit)
+        server = Server(_listener(config, listen_fd), identity, routes, meter=meter, admit=cluster.admit)
         # Left in reverse order: the services end while their links, which the server knows, still work.
         stack.callback(server.stop)
         for service in services:
@@ -144,14 +144,15 @@ def _end_on_signals() -> threading.Event:
     return ended
 
 
-def _address(config: PartyConfig, listen_fd: int | None) -> tuple[str, int] | socket.socket:
-    """Return where to listen: the launcher's socket, or the configured address."""
-    if listen_fd is None:
-        return config.host, config.port
+def _listener(config: PartyConfig, listen_fd: int | None) -> socket.socket:
+    """Return a listening socket: the launcher's, or one at the configured address."""
     try:
-        return socket.socket(fileno=listen_fd)
+        if listen_fd is not None:
+            return socket.socket(fileno=listen_fd)
+        return socket.create_server((config.host, config.port), backlog=1024)
     except OSError as error:
-        raise UsageError(f"descriptor {listen_fd} is no socket: {error.strerror}") from error
+        where = f"descriptor {listen_fd}" if listen_fd is not None else f"{config.host}:{config.port}"
+        raise UsageError(f"{config.name} cannot listen at {where}: {error.strerror}") from error
 
 
 def _say_ready(port: int, name: str) -> None:
