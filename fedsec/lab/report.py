@@ -8,6 +8,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedsec.mpc import PROTOCOLS
+
+_SHARES = {
+    "upload": "shares of updates",
+    "share_model": "shares of the model",
+    "query": "shares of images",
+}
+_STEPS = "masked protocol steps"
+_CONTROL = "signed lists, control"
+_PROTOCOLS = {name.rpartition(".")[2] for name in PROTOCOLS}
+
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the tables of a run.
@@ -60,13 +71,25 @@ def _traffic(traffic: Mapping[str, Mapping[str, int]]) -> Table:
 
 
 def _seen(seen: Mapping[str, Mapping[str, Sequence[int]]]) -> Table:
-    """Lay out what each party received: messages x bytes, by kind of message."""
-    kinds = sorted({kind for messages in seen.values() for kind in messages})
-    table = _table("What each party saw: messages received and their size", "kind", *seen)
-    for kind in kinds:
-        cells = [messages.get(kind, (0, 0)) for messages in seen.values()]
-        table.add_row(kind, *(f"{count} / {size(received)}" if count else "-" for count, received in cells))
+    """Lay out what each party received, kinds of message put together; every kind is in the summary."""
+    table = _table("What each party saw: messages received and their size", "what", *seen)
+    for what in (*_SHARES.values(), _STEPS, _CONTROL):
+        cells = [_gathered(messages, what) for messages in seen.values()]
+        if any(count for count, _ in cells):
+            table.add_row(
+                what, *(f"{count} / {size(received)}" if count else "-" for count, received in cells)
+            )
     return table
+
+
+def _gathered(messages: Mapping[str, Sequence[int]], what: str) -> tuple[int, int]:
+    counts = [counted for kind, counted in messages.items() if _what(kind) == what]
+    return sum(count for count, _ in counts), sum(received for _, received in counts)
+
+
+def _what(kind: str) -> str:
+    """Say in words what messages of a kind hold."""
+    return _SHARES.get(kind) or (_STEPS if kind in _PROTOCOLS else _CONTROL)
 
 
 def _prediction(prediction: Mapping[str, Any]) -> Table:

@@ -32,7 +32,10 @@ SUMMARY = {
         "party-0": {"sent_bytes": 12_300_000, "received_bytes": 5},
         "user": {"sent_bytes": 0, "received_bytes": 0},
     },
-    "seen": {"party-0": {"upload": (10, 2_160_000)}, "party-1": {"query": (3, 96)}},
+    "seen": {
+        "party-0": {"upload": (10, 2_160_000), "relu": (2, 100), "truncate": (1, 23), "announce": (4, 7)},
+        "party-1": {"query": (3, 96)},
+    },
     "prediction": {"test_index": [0, 1], "labels": [7, 2], "truth": [7, 2], "differences": [0.003, 0.004]},
 }
 
@@ -53,6 +56,8 @@ def test_the_tables_show_every_number() -> None:
         "12.3 MB",
         "10 / 2.2 MB",
         "3 / 96 B",
+        "3 / 123 B",
+        "4 / 7 B",
         "0.0040",
         "answers: 7 2",
     ):

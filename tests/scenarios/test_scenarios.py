@@ -1,0 +1,83 @@
+"""Every scenario in smoke size, through its own run.py."""
+
+import json
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedsec
+from fedsec.cli.main import main
+from fedsec.scenario import Scenario
+
+ROOT = Path(fedsec.__file__).parent.parent
+SCENARIOS = ROOT / "scenarios"
+SMOKE = ["training.test_examples=200", "training.rounds=1"]
+SMALLER = {
+    "ten-equal-hospitals": ["hospitals.count=3", "aggregation.minimum_cohort=2", "training.examples=600"],
+    "thirty-skewed-hospitals": ["hospitals.count=6", "aggregation.minimum_cohort=2", "training.examples=600"],
+    "three-of-ten-drop": ["training.rounds=2", "training.examples=1000"],
+    "many-hospitals": ["hospitals.count=20", "training.examples=1000"],
+}
+
+
+def test_there_is_a_smoke_size_for_every_scenario() -> None:
+    assert {path.name for path in SCENARIOS.iterdir() if path.is_dir()} == set(SMALLER)
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_scenario_folders_are_complete(name: str) -> None:
+    assert Scenario.load(SCENARIOS / name).name == name
+    readme = (SCENARIOS / name / "README.md").read_text()
+    assert f"fedsec run scenarios/{name}" in readme
+    for part in ("## Question", "## Set-up", "## Command", "## Expected"):
+        assert part in readme, part
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_scenarios_run_in_smoke_size(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*SMOKE, *SMALLER[name]]
+    script = SCENARIOS / name / "run.py"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(sys, "argv", [str(script), *overrides])
+
+    runpy.run_path(str(script), run_name="__main__")
+
+    scenario = Scenario.load(SCENARIOS / name, overrides)
+    summary = json.loads((tmp_path / "runs" / "latest" / "summary.json").read_text())
+    left = scenario.hospitals.count - scenario.hospitals.dropped_each_round
+    assert [report["included"] for report in summary["rounds"]] == [left] * scenario.training.rounds
+    assert all(report["difference"] <= report["error_bound"] for report in summary["rounds"])
+    assert Path(summary["run"], "model.keras").is_file()
+    assert f"from {left} hospitals" in capsys.readouterr().out
+
+
+def test_other_hospitals_drop_in_every_round(tmp_path: Path) -> None:
+    from fedsec.federation.grid import DropEachRound  # noqa: PLC0415 - loads Flower
+
+    scenario = Scenario.load(SCENARIOS / "three-of-ten-drop")
+    drop = DropEachRound(scenario.hospitals.dropped_each_round, scenario.hospitals.count, scenario.seed)
+    missing = [{hospital for hospital in range(10) if drop(number, hospital)} for number in range(1, 9)]
+    assert all(len(hospitals) == 3 for hospitals in missing)
+    assert len({frozenset(hospitals) for hospitals in missing}) > 4
+
+
+def test_the_command_line_refuses_what_does_not_fit_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["run", str(SCENARIOS / "many-hospitals"), "--set", "hospitals.cout=100"]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert main(command) == 2
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    expected = "fedsec: --set: unknown key 'hospitals.cout'; did you mean 'hospitals.count'?\n"
+    assert capsys.readouterr() == ("", expected)
+    assert list(tmp_path.iterdir()) == []
