@@ -1,8 +1,9 @@
-"""Every code block of the README and the tutorials is run, in order, in a folder that holds only
-`scenarios/`, as a reader in the project's folder has it.
+"""Every code block of the README, the tutorials and some other pages is run, in order.
 
-``python`` blocks of a page share one namespace, ``sh`` blocks run under ``bash -e``. A ``text`` block right after a
-``python`` block is its exact output. The README's first two ``sh`` blocks set up a machine; ``.ci/run`` runs those.
+It runs in a folder that holds only ``scenarios/``, as a reader in the project's folder has it. ``python``
+blocks of a page share one namespace, ``sh`` blocks run under ``bash -e``. A ``text`` block right after a
+``python`` block is its exact output. The README's first two ``sh`` blocks set up a machine; ``.ci/run`` runs
+those.
 """
 
 from __future__ import annotations
