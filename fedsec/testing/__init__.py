@@ -1,0 +1,27 @@
+"""A pytest plugin that checks a protocol four ways: value, cost, view and teeth.
+
+Load it in a test file or in the topmost ``conftest.py`` with ``pytest_plugins = ["fedsec.testing"]``, then
+decorate one example a protocol with ``check_protocol``. A failed check prints the seed that repeats it.
+
+PYTEST_DONT_REWRITE: nothing here is an ``assert``, and a test file imports this package before pytest loads
+it.
+"""
+
+from fedsec.testing.checks import CheckError, Example, ViewReport, check_view, view_report
+from fedsec.testing.inputs import Additive, Bits, Secret
+from fedsec.testing.mutants import Mutant
+from fedsec.testing.plugin import check_protocol, protocol_seed
+
+__all__ = [
+    "Additive",
+    "Bits",
+    "CheckError",
+    "Example",
+    "Mutant",
+    "Secret",
+    "ViewReport",
+    "check_protocol",
+    "check_view",
+    "protocol_seed",
+    "view_report",
+]

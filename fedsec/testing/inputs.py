@@ -1,0 +1,209 @@
+"""The inputs of a protocol example: what is secret, how it is shared, and which values it takes.
+
+A view check repeats a protocol step in many independent *lanes* at once: the lanes are the first axis of
+every input that varies (of a bit sharing, the elements).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fedsec.errors import UsageError
+from fedsec.ring import RING64, KeyedStream, Ring, RingArray
+from fedsec.sharing.boolean import LANES, BitShare, pack_bits
+from fedsec.sharing.replicated import RepShare
+
+PARTIES = 3
+Row = np.ndarray[Any, np.dtype[np.uint64]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dealt:
+    """One input of one protocol call: the secret and the three components whose sum (or XOR) it is."""
+
+    plain: RingArray
+    components: tuple[RingArray, RingArray, RingArray]
+
+
+class Input(ABC):
+    """How one argument of a protocol is drawn and shared."""
+
+    @abstractmethod
+    def deal(self, lanes: int, ring: Ring, stream: KeyedStream, place: int | None) -> Dealt:
+        """Draw the secret and its components.
+
+        Args:
+            lanes: Number of lanes.
+            ring: Ring of the session.
+            stream: Source of the values and of the sharing.
+            place: Position among the inputs if edge values are to be mixed in, so that each meets each.
+        """
+
+    @abstractmethod
+    def repeat(self, dealt: Dealt, lanes: int) -> Dealt:
+        """Copy an input of one lane into all lanes: the same secret and the same components."""
+
+    @abstractmethod
+    def share(self, dealt: Dealt, party_id: int, lanes: int) -> object:
+        """Return what one party passes to the protocol."""
+
+    def knowledge(self, dealt: Dealt, lanes: int) -> list[Row]:
+        """Return bits of all components, so of the secret too; a message must be a coin beside them."""
+        return [row for component in dealt.components for row in rows_of(component, lanes, self.known_bits)]
+
+    @property
+    def known_bits(self) -> int:
+        """Number of low bits of each word that are given away in ``knowledge``."""
+        return 1
+
+
+@dataclass(frozen=True)
+class Secret(Input):
+    """A secret array, shared replicated: a ``RepShare`` argument.
+
+    Attributes:
+        shape: Shape of one lane.
+        low: Smallest value as a signed integer; the ring's smallest if not given.
+        high: Largest value; the ring's largest if not given.
+        fraction_bits: Fraction bits of the share.
+        per_lane: Whether each lane has a value of its own; weights, for example, do not.
+        window_bits: Low bits of each component that messages may depend on beyond sums, for bitwise
+            protocols.
+        edges: Further values that must be met in the value check, beside the ends, 0, 1 and -1.
+    """
+
+    shape: tuple[int, ...] = ()
+    low: int | None = None
+    high: int | None = None
+    fraction_bits: int = 0
+    per_lane: bool = True
+    window_bits: int = 1
+    edges: Sequence[int] = field(default=())
+
+    def deal(self, lanes: int, ring: Ring, stream: KeyedStream, place: int | None) -> Dealt:
+        """Draw values in the range and split them."""
+        shape = (lanes, *self.shape) if self.per_lane else self.shape
+        low, high = self._range(ring)
+        words = stream.words(shape, ring)
+        span = high - low + 1
+        plain = words if span == ring.modulus else np.asarray(words % ring.dtype.type(span))
+        plain = np.asarray(plain + ring.dtype.type(low % ring.modulus))
+        if place is not None and self.per_lane:
+            self._mix_edges_in(plain, ring, place)
+        first, second = stream.words(shape, ring), stream.words(shape, ring)
+        return Dealt(plain, (first, second, np.asarray(plain - first - second)))
+
+    def repeat(self, dealt: Dealt, lanes: int) -> Dealt:
+        """Copy one lane into all."""
+        if not self.per_lane:
+            return dealt
+        plain, first, second, third = (
+            np.repeat(array, lanes, axis=0) for array in (dealt.plain, *dealt.components)
+        )
+        return Dealt(plain, (first, second, third))
+
+    def share(self, dealt: Dealt, party_id: int, lanes: int) -> object:
+        """Return a party's replicated share."""
+        parts = dealt.components
+        return RepShare(parts[party_id], parts[(party_id + 1) % PARTIES], self.fraction_bits)
+
+    def knowledge(self, dealt: Dealt, lanes: int) -> list[Row]:
+        """Return bits of all components; nothing where all lanes have the same."""
+        return super().knowledge(dealt, lanes) if self.per_lane else []
+
+    @property
+    def known_bits(self) -> int:
+        """Number of low bits that are given away."""
+        return self.window_bits
+
+    def _range(self, ring: Ring) -> tuple[int, int]:
+        half = ring.modulus // 2
+        low = -half if self.low is None else self.low
+        high = half - 1 if self.high is None else self.high
+        if not -half <= low <= high < half:
+            raise UsageError(f"values from {low} to {high} do not fit the {ring.bits}-bit ring")
+        return low, high
+
+    def _mix_edges_in(self, plain: RingArray, ring: Ring, place: int) -> None:
+        low, high = self._range(ring)
+        values = [v for v in (low, high, 0, 1, -1, low + 1, high - 1, *self.edges) if low <= v <= high]
+        edges = np.array([v % ring.modulus for v in dict.fromkeys(values)], dtype=ring.dtype)
+        # Lane i takes digit ``place`` of i in base len(edges): every combination over the inputs occurs.
+        lanes = np.arange(len(plain) // 2)
+        plain[lanes] = edges[lanes // len(edges) ** place % len(edges)].reshape(-1, *[1] * (plain.ndim - 1))
+
+
+@dataclass(frozen=True)
+class Additive(Secret):
+    """A secret array of which each party holds one summand: a plain array argument."""
+
+    def share(self, dealt: Dealt, party_id: int, lanes: int) -> object:
+        """Return a party's summand."""
+        return dealt.components[party_id]
+
+
+@dataclass(frozen=True)
+class Bits(Input):
+    """Secret bit planes over the lanes, shared by XOR: a ``BitShare`` argument.
+
+    Attributes:
+        planes: Number of planes.
+    """
+
+    planes: int = 1
+
+    def deal(self, lanes: int, ring: Ring, stream: KeyedStream, place: int | None) -> Dealt:
+        """Draw planes and split them."""
+        shape = (self.planes, -(-lanes // LANES))
+        plain, first, second = (stream.words(shape, RING64).astype(np.uint64, copy=False) for _ in range(3))
+        return Dealt(plain, (first, second, plain ^ first ^ second))
+
+    def repeat(self, dealt: Dealt, lanes: int) -> Dealt:
+        """Copy the first element's bits into all lanes."""
+        filled = tuple(
+            np.repeat((component[:, :1] & np.uint64(1)) * ~np.uint64(0), lanes // LANES, axis=1)
+            for component in (dealt.plain, *dealt.components)
+        )
+        return Dealt(filled[0], (filled[1], filled[2], filled[3]))
+
+    def share(self, dealt: Dealt, party_id: int, lanes: int) -> object:
+        """Return a party's boolean share."""
+        own, following = dealt.components[party_id], dealt.components[(party_id + 1) % PARTIES]
+        return BitShare(own.astype(np.uint64), following.astype(np.uint64), lanes)
+
+
+def are_planes(words: RingArray, lanes: int) -> bool:
+    """Return whether an array holds bit planes over the lanes, rather than words a lane."""
+    return words.ndim == 2 and words.dtype == np.uint64 and words.shape[1] * LANES == lanes
+
+
+def rows_of(words: RingArray, lanes: int, low_bits: int = 1) -> list[Row]:
+    """Return bits of an array as packed rows, one row a bit, one bit of it a lane.
+
+    Bit planes over the lanes give all their planes. Of other arrays, whose first axis is the lanes, each word
+    gives its ``low_bits`` lowest bits, on which only low bits of operands have an influence, and its two
+    highest, which signs and carries depend on.
+
+    Raises:
+        UsageError: The array's size is no multiple of the lanes: it cannot be told which part belongs to
+            which.
+    """
+    if are_planes(words, lanes):
+        return list(words.astype(np.uint64, copy=False))
+    if words.size % lanes:
+        raise UsageError(
+            f"an array of {words.shape} does not fall into {lanes} lanes; give inputs whose first axis runs "
+            "along everything that the protocol sends"
+        )
+    bits = 8 * words.dtype.itemsize
+    places = sorted({*range(min(low_bits, bits)), bits - 2, bits - 1})
+    rows: list[Row] = []
+    for column in np.ascontiguousarray(words.reshape(lanes, -1).T):
+        planes = pack_bits(column, bits)
+        rows.extend(planes[place] for place in places)
+    return rows
