@@ -27,7 +27,8 @@ class Cost:
     """The communication of one protocol call.
 
     Attributes:
-        rounds: Communication rounds: the longest chain of messages that depend on each other.
+        rounds: Communication rounds: the longest chain of messages that depend on each other. Of protocols
+            one after the other it is at most the sum: a party that receives nothing in a step runs ahead.
         sent: Payload bytes that party 0, 1 and 2 send.
     """
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Generic, TypeVar
 
-import numpy as np
-
 from fedsec.errors import PeerLostError
 from fedsec.mpc.costs import PARTIES, Cost
 from fedsec.mpc.party import DEFAULT_WAIT_S, STREAM_PURPOSES, Layout, PairStreams, Party, Stream
@@ -232,11 +230,3 @@ def _run(
         # The first error that is not merely the echo of another party's.
         raise next((error for error in errors if not isinstance(error, PeerLostError)), errors[0])
     return results[0], results[1], results[2]
-
-
-def equal_views(first: View, second: View) -> bool:
-    """Return whether two views hold the same events word for word; for tests of fixed seeds."""
-    mine, theirs = ([event for call in view.calls for event in call] for view in (first, second))
-    return len(mine) == len(theirs) and all(
-        np.array_equal(a.words, b.words) for a, b in zip(mine, theirs, strict=True)
-    )
