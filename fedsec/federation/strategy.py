@@ -205,18 +205,8 @@ class SecureAggregation(Strategy):
             raise UsageError(
                 f"{type(self.inner).__name__} sends another content than one ArrayRecord and ConfigRecords"
             )
-        record_name, record = given
-        base = {name: array.numpy() for name, array in record.items()}
-        round_id = RoundId(self._session_for(phase, server_round), server_round, phase)
-        announcement = announce_round(
-            self.plan,
-            round_id,
-            cluster=self._cluster,
-            recipient=Member(self._identity.name, self._identity.public_key),
-            arrays=dict(zip(array_names(record_name, record), base.values(), strict=True)),
-            config=config_items(content.config_records, self._run_config, self._weighted_by),
-        )
-        signed = self._collector.announce(announcement, Deadline.after(self.plan.collect_seconds))
+        opened = self._open_round(phase, server_round, messages[0], given)
+        signed = self._collector.announce(opened.announcement, Deadline.after(self.plan.collect_seconds))
         ours = ConfigRecord(
             {
                 ANNOUNCEMENT_KEY: signed.payload,
@@ -227,8 +217,29 @@ class SecureAggregation(Strategy):
         for message in messages:
             # Strategies share one RecordDict among messages: it is left as it was.
             message.content = RecordDict({**content, RECORD: ours})
-        self._open = _OpenRound(announcement, messages[0], record_name, base)
+        self._open = opened
         return messages
+
+    def _open_round(
+        self, phase: Phase, server_round: int, order: Message, given: tuple[str, ArrayRecord]
+    ) -> _OpenRound:
+        record_name, record = given
+        base = {name: array.numpy() for name, array in record.items()}
+        announcement = announce_round(
+            self.plan,
+            RoundId(self._session_for(phase, server_round), server_round, phase),
+            cluster=self._cluster,
+            recipient=Member(self._identity.name, self._identity.public_key),
+            arrays=dict(zip(array_names(record_name, record), base.values(), strict=True)),
+            config=config_items(order.content.config_records, self._run_config, self._weighted_by),
+        )
+        if phase == "evaluate" and not announcement.metrics:
+            _log.warning(
+                "evaluation round %d opens no metric: name them in RoundPlan.evaluate_metrics, or set "
+                "fraction_evaluate=0.0",
+                server_round,
+            )
+        return _OpenRound(announcement, order, record_name, base)
 
     def _session_for(self, phase: Phase, server_round: int) -> bytes:
         """Return the session of this exchange; a new one when the rounds count from 1 again."""

@@ -340,6 +340,35 @@ def test_a_float64_model_after_an_adaptive_strategy_is_the_same_model(
     assert [one.statuses for one in done.rounds] == [{"stored": HOSPITALS}] * 2
 
 
+def test_threat_18_a_message_that_comes_twice_is_one_upload(site: Site, mod: SecureAggregationMod) -> None:
+    class Twice(FedAvg):
+        def configure_train(self, *args: Any) -> Iterable[Message]:
+            messages = list(super().configure_train(*args))
+            return messages + messages
+
+    seen: list[float] = []
+
+    def change(hospital: int, arrays: dict[str, np.ndarray], metrics: dict[str, Any]) -> None:
+        # Trained again it would be another update; the first one stands.
+        arrays["bias"] += np.float32(len(seen) * 1e-3)
+        seen.append(float(arrays["bias"][0]) * WEIGHTS[hospital])
+
+    done = secured(site, mod, Twice(fraction_evaluate=0.0), seed=next(_seeds), rounds=1, change=change)
+    assert done.rounds[0].statuses == {"stored": 2 * HOSPITALS}
+    ids = [reply.content.config_records["fedsec"]["upload-id"] for reply in done.grid.replies]
+    assert len(set(ids)) == HOSPITALS
+    assert done.result.arrays["bias"].numpy()[0] == pytest.approx(sum(seen[::2]) / sum(WEIGHTS), abs=1e-6)
+
+
+def test_an_evaluation_without_metrics_says_so(
+    site: Site, mod: SecureAggregationMod, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = dataclasses.replace(PLAN, evaluate_metrics={})
+    done = secured(site, mod, FedAvg(), seed=next(_seeds), rounds=1, plan=plan)
+    assert dict(done.result.evaluate_metrics_clientapp[1]) == {}
+    assert "opens no metric" in caplog.text
+
+
 # What the wrapper refuses.
 
 
