@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import tomllib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from fedsec.errors import ScenarioError
-from fedsec.scenario import toml
+from fedsec.transport import toml
 
 FILE_NAME = "scenario.toml"
 
@@ -162,8 +163,9 @@ class Scenario:
             overrides: Texts ``section.key=value``, later ones win.
 
         Raises:
-            ScenarioError: If the file is missing or does not fit; the text names the key, what was
-                expected and, for an unknown key, the nearest known one.
+            UsageError: If the file is missing or is not TOML.
+            ScenarioError: If it does not fit; the text names the key, what was expected and, for an
+                unknown key, the nearest known one.
         """
         file = Path(path)
         if file.is_dir():
@@ -210,7 +212,7 @@ class Scenario:
 
     def to_toml(self) -> str:
         """Return the resolved scenario as TOML text; ``load`` reads the same scenario back."""
-        return toml.write(self.values())
+        return toml.dumps(self.values())
 
 
 def _apply(override: str, values: dict[str, Any]) -> None:
@@ -218,7 +220,7 @@ def _apply(override: str, values: dict[str, Any]) -> None:
     keys = tuple(part.strip() for part in name.split("."))
     if not equals or not all(keys):
         raise ScenarioError(f"expected section.key=value, for example training.rounds=3, got {override!r}")
-    value = toml.parse_value(text.strip())
+    value = _parse_value(text.strip())
     nested: Any = value
     for key in reversed(keys):
         nested = {key: nested}
@@ -227,6 +229,18 @@ def _apply(override: str, values: dict[str, Any]) -> None:
     for key in keys[:-1]:
         section = section.setdefault(key, {})
     section[keys[-1]] = value
+
+
+def _parse_value(text: str) -> object:
+    """Return the value that ``text`` means in TOML, or the text itself where it means none.
+
+    So ``3`` is an integer, ``true`` a boolean, ``[0, 1]`` a list, and ``fedavg`` needs no quotes.
+    """
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if set(parsed) == {"value"} else text
 
 
 def _check_keys(cls: type, values: Mapping[str, Any], path: tuple[str, ...], origin: str) -> None:

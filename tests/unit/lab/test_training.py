@@ -1,0 +1,90 @@
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
+
+from fedsec.aggregation.encoding import plan_encoding
+from fedsec.errors import RoundAbortedError
+from fedsec.federation.observer import SimulationObserver
+from fedsec.federation.strategy import SecureRound
+from fedsec.lab.result import RoundReport
+from fedsec.lab.training import _Rounds, examples_of, round_plan, strategy_of
+from fedsec.learning.data import Mnist
+from fedsec.scenario import Scenario
+
+
+@pytest.fixture
+def mnist() -> Mnist:
+    images = np.arange(100 * 784, dtype=np.uint32).astype(np.uint8).reshape(100, 28, 28)
+    labels = (np.arange(100) % 10).astype(np.uint8)
+    return Mnist(images, labels, images, labels)
+
+
+@pytest.mark.parametrize("partition", ["equal", "dirichlet"])
+def test_each_hospital_has_its_own_part_of_the_first_examples(partition: str, mnist: Mnist) -> None:
+    scenario = Scenario().override("training.examples=60", f"hospitals.partition={partition}")
+
+    examples = [examples_of(scenario, mnist)(hospital) for hospital in range(10)]
+
+    images = np.concatenate([images for images, _ in examples])
+    expected = mnist.train_images[:60, ..., np.newaxis] / np.float32(255)
+    assert images.shape == (60, 28, 28, 1)
+    order = lambda array: np.sort(array.reshape(60, -1).astype(np.float64) @ np.arange(784))  # noqa: E731
+    np.testing.assert_allclose(order(images), order(expected), rtol=1e-6)
+    assert all(len(images) == len(labels) >= 1 for images, labels in examples)
+    again = examples_of(scenario, mnist)(3)
+    np.testing.assert_array_equal(again[0], examples[3][0])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["hospitals.count=1000"],
+        ["hospitals.count=100", "hospitals.partition=dirichlet"],
+        ["hospitals.count=2", "aggregation.minimum_cohort=2", "training.examples=2"],
+        ["hospitals.count=1000", "hospitals.partition=dirichlet", "aggregation.ring_bits=64"],
+    ],
+)
+def test_the_constants_of_a_round_fit_the_ring(overrides: Sequence[str]) -> None:
+    scenario = Scenario().override(*overrides)
+    plan = round_plan(scenario)
+
+    encoding = plan_encoding(
+        scenario.hospitals.count, plan.clip, plan.largest_weight, plan.smallest_mean_weight, plan.ring_bits
+    )
+
+    assert encoding.error_bound < 1e-2
+    assert plan.largest_weight >= scenario.training.examples / scenario.hospitals.count
+    assert plan.largest_weight <= scenario.training.examples
+
+
+def test_strategies_are_flowers_own_and_ask_hospitals_for_no_evaluation() -> None:
+    for name, kind in (("fedavg", FedAvg), ("fedavgm", FedAvgM), ("fedadam", FedAdam)):
+        strategy = strategy_of(Scenario().override(f"strategy.name={name}").strategy)
+        assert type(strategy) is kind
+        assert strategy.fraction_evaluate == 0.0
+
+
+def test_a_training_without_any_average_is_an_error_that_says_what_hospitals_answered() -> None:
+    reports: list[RoundReport] = []
+    rounds = _Rounds(["hospital-00", "hospital-01"], SimulationObserver(), reports.append)
+    secure = SecureRound(
+        server_round=1,
+        phase="train",
+        statuses={"trust": 2},
+        result=None,
+        aborted="nobody uploaded",
+        seconds=0.1,
+    )
+
+    rounds.evaluated(0, 2.3, 0.1)
+    rounds.secured(secure)
+    rounds.evaluated(1, 2.3, 0.1)
+
+    assert [(report.included, report.difference, report.aborted) for report in reports] == [
+        (0, None, "nobody uploaded")
+    ]
+    with pytest.raises(RoundAbortedError, match=r"none of 1 rounds.*'trust': 2"):
+        rounds.check()
