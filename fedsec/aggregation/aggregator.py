@@ -163,7 +163,7 @@ class Aggregator:
         with self.lock:
             found = [one for round_ in self._rounds.values() for one in round_.outgoing() if one.peer == peer]
             chain = self._store.chain()
-            if peer in self._to_greet and chain.counter:
+            if peer in self._to_greet:
                 hello = Hello(self.name, seal(self._context.signer, chain))
                 found.append(Outgoing(peer, chain.counter, hello, b""))
             found += [one for one in self._farewells if one.peer == peer]
@@ -175,7 +175,8 @@ class Aggregator:
             self._farewells.discard(outgoing)
             if isinstance(reply, Greeted):
                 self._to_greet.discard(outgoing.peer)
-                self.behind = self.behind or reply.counter > self._store.chain().counter
+                if reply.counter > self._store.chain().counter:
+                    self._notice_behind(outgoing.peer)
             elif (round_ := self._rounds.get(outgoing.round_key)) is not None:
                 round_.delivered(outgoing)
 
@@ -306,6 +307,11 @@ class Aggregator:
         return round_.receipt(peer.name, message.upload_id), b""
 
     # Helpers.
+
+    def _notice_behind(self, peer: str) -> None:
+        self.behind = True
+        for round_ in self._rounds.values():
+            round_.stop(f"'{self.name}' is behind what '{peer}' saw of it: its state was rolled back")
 
     def _leave(self, round_: Round) -> None:
         del self._rounds[round_.key]

@@ -40,7 +40,7 @@ from fedsec.aggregation.messages import (
 )
 from fedsec.aggregation.parts import PartFolder, sum_parts
 from fedsec.aggregation.signing import check_signature, digest
-from fedsec.aggregation.store import RoundRow, State
+from fedsec.aggregation.store import RoundRow, State, same_statement
 from fedsec.errors import ProtocolError, RoundAbortedError, StateError, TrustError
 from fedsec.ring import RingArray
 
@@ -111,8 +111,9 @@ class Round:
 
         Raises:
             TrustError: The sender is no other aggregator of this round, or the signature is not its own.
-            ProtocolError: The statement is malformed or contradicts an earlier one; the latter aborts.
-            StateError: The sender is behind what it showed before; the round is aborted.
+            ProtocolError: The statement is malformed.
+            StateError: It contradicts an earlier one, or the sender is behind what it showed before; the
+                round is aborted unless it is agreed.
             RoundAbortedError: The round was aborted here.
         """
         if sender == self._me or sender not in self._keys:
@@ -122,14 +123,13 @@ class Round:
         if self.state is State.OPEN and kind == "set":
             raise ProtocolError(f"'{sender}' signed a set before it had the list of '{self._me}'")
         known = self._context.store.statements(self.key, kind).get(sender)
-        if known == statement or self.state is State.FINISHED:
+        if known is not None and same_statement(known, statement):
             return
         chain = self._checked(kind, sender, statement)
         if known is not None:
-            self.stop(f"aggregator '{sender}' signed two different {kind} statements")
-            raise ProtocolError(
-                f"'{sender}' signed two different {kind} statements for {self.announcement.id}"
-            )
+            text = f"aggregator '{sender}' signed two different {kind} statements for {self.announcement.id}"
+            self.stop(text)
+            raise StateError(f"{text}: its state was rolled back, or it lies")
         try:
             check_chain(self._context.store, sender, chain)
         except StateError as error:

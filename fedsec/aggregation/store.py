@@ -233,19 +233,22 @@ class Store:
         self._write("INSERT OR REPLACE INTO chain VALUES (?, ?, ?)", aggregator, head.counter, head.head)
 
     def forget(self, key: bytes) -> None:
-        """Erase what a final round no longer needs: lists with their checksum shares.
+        """Erase what a final round no longer needs: lists with their checksum shares; a digest stays.
 
         Receipts stay possible; the pages are overwritten and the write-ahead log is emptied.
         """
         with self.transaction():
-            self._write("DELETE FROM statements WHERE round=? AND kind='list'", key)
+            for aggregator, statement in self.statements(key, "list").items():
+                query = """UPDATE statements SET payload=?, signature=x''
+                    WHERE round=? AND kind='list' AND aggregator=?"""
+                self._write(query, _fingerprint(statement), key, aggregator)
             self._write("UPDATE uploads SET checksum=NULL WHERE round=?", key)
         self._read("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def forget_final(self) -> None:
         """Do what :meth:`forget` does for every final round, after a crash in between."""
         query = """SELECT DISTINCT key FROM rounds JOIN statements ON round=key
-            WHERE kind='list' AND state IN (?, ?)"""
+            WHERE kind='list' AND statements.signature != x'' AND state IN (?, ?)"""
         for (key,) in self._read(query, State.FINISHED, State.ABORTED):
             self.forget(key)
 
@@ -256,6 +259,15 @@ class Store:
     def _read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with _sqlite_errors():
             return self._db.execute(query, values).fetchall()
+
+
+def same_statement(known: Signed, statement: Signed) -> bool:
+    """Tell whether a statement is the one that was stored, or of which a digest was kept."""
+    return known in {statement, Signed(_fingerprint(statement), b"")}
+
+
+def _fingerprint(statement: Signed) -> bytes:
+    return statement.payload if not statement.signature else digest("statement", statement.payload)
 
 
 def _round_row(row: tuple[Any, ...]) -> RoundRow:

@@ -242,6 +242,8 @@ def _limits(table: Mapping[str, Any], path: Path) -> TrustLimits:
     for name, value in table.items():
         kind = known[name]
         if kind is tuple:
+            if not isinstance(value, list):
+                raise UsageError(f"{path}: limits.{name} must be a list, not {value!r}")
             values[name] = tuple(value)
         elif (
             isinstance(value, bool)

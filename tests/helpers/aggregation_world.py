@@ -33,8 +33,6 @@ from fedsec.aggregation.announcement import ANNOUNCEMENT_VERSION, array_digest, 
 from fedsec.aggregation.messages import CloseUploads
 from fedsec.transport import Deadline, Endpoint, Peer, Role
 
-LATER = 3600.0
-
 
 class FakeIdentity:
     """An Ed25519 key with a name, as :class:`fedsec.transport.Identity` has, without files."""
@@ -106,7 +104,11 @@ class World:
             aggregators=tuple(Endpoint(p.name, "127.0.0.1", 1, p.public_key) for p in self.parties),
             roster=self.roster,
             limits=TrustLimits(
-                **{"fewest_aggregators": min(3, self.aggregator_count), "minimum_cohort": self.cohort, **limits}
+                **{
+                    "fewest_aggregators": min(3, self.aggregator_count),
+                    "minimum_cohort": self.cohort,
+                    **limits,
+                }
             ),
         )
 
@@ -151,8 +153,12 @@ class World:
             "config": encode_config({"lr": 0.01, "epochs": 1} if config is None else config),
             "metrics": metrics,
             "encoding": plan_encoding(
-                self.hospital_count, max(clips), largest_weight, 1.0 if weights == "equal" else 10.0,
-                ring_bits, weights=weights,
+                self.hospital_count,
+                max(clips),
+                largest_weight,
+                1.0 if weights == "equal" else 10.0,
+                ring_bits,
+                weights=weights,
             ),
             "minimum_cohort": self.cohort,
             "upload_seconds": 60.0,
@@ -166,8 +172,13 @@ class World:
         return self.collector.announce(announcement, soon())
 
     def submit(
-        self, hospital: FakeIdentity, announcement: Announcement, signed: Signed, contribution: Contribution,
+        self,
+        hospital: FakeIdentity,
+        announcement: Announcement,
+        signed: Signed,
+        contribution: Contribution,
         arrays: Sequence[np.ndarray] = (np.zeros((2, 3), np.float32), np.zeros(4, np.float32)),
+        *,
         config: Mapping[str, Any] | None = None,
     ) -> bytes:
         client = self.client(hospital)
@@ -194,7 +205,9 @@ class Contribution:
     metrics: dict[str, float]
 
 
-def contribution(seed: int, shapes: Sequence[tuple[tuple[int, ...], float]] = (((2, 3), 1.0), ((4,), 0.5))) -> Contribution:
+def contribution(
+    seed: int, shapes: Sequence[tuple[tuple[int, ...], float]] = (((2, 3), 1.0), ((4,), 0.5))
+) -> Contribution:
     generator = np.random.default_rng(seed)
     update = [generator.uniform(-clip, clip, shape).astype(np.float32) for shape, clip in shapes]
     metrics = {"accuracy": float(generator.uniform()), "loss": float(generator.uniform(0, 20))}

@@ -1,0 +1,286 @@
+"""Crashes, restarts, full disks, damaged files; what is left on disk afterwards; memory."""
+
+import sqlite3
+import tracemalloc
+
+import numpy as np
+import pytest
+from aggregation_world import World, contribution, soon
+
+from fedsec.aggregation.encoding import encode_update
+from fedsec.aggregation.messages import CollectSum, SetSignature, Upload, UploadList
+from fedsec.aggregation.parts import make_parts, sum_parts
+from fedsec.aggregation.store import _sqlite_errors
+from fedsec.errors import FedsecError, RoundAbortedError, StateError
+
+
+def opened(world):
+    announcement = world.announcement()
+    signed = world.open(announcement)
+    return announcement, signed
+
+
+class Crash(BaseException):
+    """kill -9 at this line: nothing after it runs."""
+
+
+STEPS = [
+    "add_upload", "add_statement", "set_included", "set_chain", "set_state", "forget",
+    "erase_parts", "write_sum", "erase",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_threat_42_a_crash_at_any_step_resumes_with_identical_bytes_or_aborts(tmp_path, step, when):
+    with World(tmp_path) as world:
+        announcement, signed = opened(world)
+        contributions = [contribution(seed) for seed in range(4)]
+        crashed = crash_at(world, "agg-1", step, when, announcement.id.key)
+        said = record_statements(world)
+        for hospital, one in zip(world.hospitals, contributions, strict=True):
+            surviving(world, lambda h=hospital, c=one: world.submit(h, announcement, signed, c))
+
+        result = surviving(world, lambda: world.collect(announcement))
+
+        assert crashed
+        assert all(len(statements) == 1 for statements in said.values())
+        if result is not None:
+            assert result.total_weight == sum(one.num_examples for one in contributions)
+
+
+def surviving(world, action):
+    """Try again after the victim's restart, as client and collector do; None when the round was aborted."""
+    for _ in range(3):
+        try:
+            return action()
+        except Crash:
+            world.restart("agg-1")
+        except RoundAbortedError:
+            return None
+    return None
+
+
+def record_statements(world):
+    """What each aggregator said in each step of the agreement: it may repeat itself, never differ."""
+    said: dict[tuple[str, str], set] = {}
+    ask = world.network.ask
+
+    def record(peer, name, message, body=b""):
+        if isinstance(message, UploadList | SetSignature):
+            said.setdefault((peer.name, type(message).__name__), set()).add(message.statement)
+        return ask(peer, name, message, body)
+
+    world.network.ask = record
+    return said
+
+
+def crash_at(world, victim, step, when, key):
+    """Crash the victim once, before or after the named step took effect."""
+    aggregator = world.network.aggregators[victim]
+    target = aggregator._store if hasattr(aggregator._store, step) else aggregator._rounds[key].folder
+    original, crashed = getattr(target, step), []
+
+    def crash(*arguments, **keywords):
+        if crashed:
+            return original(*arguments, **keywords)
+        crashed.append(step)
+        if when == "after":
+            original(*arguments, **keywords)
+        raise Crash
+
+    setattr(target, step, crash)
+    return crashed
+
+
+def test_threat_42_a_restart_between_all_steps_gives_the_same_sum(world):
+    announcement, signed = opened(world)
+    for seed, hospital in enumerate(world.hospitals):
+        world.submit(hospital, announcement, signed, contribution(seed)) if seed < 3 else None
+        for name in world.network.aggregators:
+            world.restart(name)
+    world.close_uploads(announcement)
+    shares = [world.network.ask(world.server.peer, "agg-1", CollectSum(announcement.id)) for _ in range(2)]
+    world.restart("agg-1")
+    shares.append(world.network.ask(world.server.peer, "agg-1", CollectSum(announcement.id)))
+    assert shares[0] == shares[1] == shares[2]
+    assert world.collect(announcement).included_count == 3
+
+
+def test_threat_42_an_aborted_round_stays_aborted_after_a_restart(world):
+    announcement, signed = opened(world)
+    world.submit(world.hospitals[0], announcement, signed, contribution(0))
+    with pytest.raises(RoundAbortedError):
+        world.collect(announcement)
+    for name in world.network.aggregators:
+        world.restart(name)
+    for hospital in world.hospitals[1:]:
+        with pytest.raises(FedsecError):
+            world.submit(hospital, announcement, signed, contribution(1))
+    with pytest.raises(RoundAbortedError):
+        world.open(announcement)
+
+
+def everything_under(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("outcome", ["collected", "aborted", "never collected"])
+def test_threat_54_after_a_round_no_share_of_an_update_is_on_disk(world, outcome):
+    announcement, signed = opened(world)
+    secrets_seen = {}
+    ask = world.network.ask
+
+    def record(peer, name, message, body=b""):
+        if isinstance(message, Upload):
+            secrets_seen[(peer.name, name)] = bytes(body)
+        reply = ask(peer, name, message, body)
+        if isinstance(message, CollectSum) and reply[1]:
+            secrets_seen[(name, "sum")] = reply[1]
+        return reply
+
+    world.network.ask = record
+    for seed, hospital in enumerate(world.hospitals[: 1 if outcome == "aborted" else 3]):
+        world.submit(hospital, announcement, signed, contribution(seed))
+
+    def found():
+        held = everything_under(world.folder / "parties").values()
+        return [who for who, part in secrets_seen.items() if any(part[32:48] in one for one in held)]
+
+    assert len(found()) == len(secrets_seen)  # the search does find what is there
+    if outcome == "collected":
+        world.collect(announcement)
+        assert ("agg-0", "sum") in secrets_seen
+    elif outcome == "aborted":
+        with pytest.raises(RoundAbortedError):
+            world.collect(announcement)
+    else:
+        world.close_uploads(announcement)
+        world.network.ask(world.server.peer, "agg-0", CollectSum(announcement.id))
+        world.now += world.policy.collect_s + 1
+        world.network.pump()
+    assert found() == []
+    for name in world.network.aggregators:
+        rounds = world.state_of(name) / "rounds"
+        assert list(rounds.iterdir()) == []
+        rows = world.network.aggregators[name]._store._db.execute("SELECT checksum FROM uploads").fetchall()
+        assert all(row == (None,) for row in rows)
+
+
+def test_threat_54_parts_are_gone_as_soon_as_the_set_is_signed(world):
+    announcement, signed = opened(world)
+    for seed, hospital in enumerate(world.hospitals):
+        world.submit(hospital, announcement, signed, contribution(seed)) if seed < 3 else None
+    world.close_uploads(announcement)
+    for name in world.network.aggregators:
+        files = [path.name for path in (world.state_of(name) / "rounds").rglob("*") if path.is_file()]
+        assert files == ["sum"]
+
+
+def test_threat_54_the_hospital_keeps_no_update(world):
+    announcement, signed = opened(world)
+    one = contribution(0)
+    world.submit(world.hospitals[0], announcement, signed, one)
+    words = encode_update(announcement.layout, one.update, one.num_examples, one.metrics).tobytes()
+    for content in everything_under(world.folder / "hospitals").values():
+        assert words[:16] not in content
+        assert one.update[0].tobytes()[:16] not in content
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"not a database at all, but long enough to be read as a page" * 100]
+)
+def test_threat_44_a_damaged_database_stops_the_aggregator(tmp_path, damage):
+    with World(tmp_path) as world:
+        path = world.state_of("agg-1") / "aggregator.sqlite"
+        world.network.aggregators["agg-1"].close()
+        for one in path.parent.glob("aggregator.sqlite-*"):
+            one.unlink()
+        content = path.read_bytes()
+        path.write_bytes(damage or content[:4096] + b"\xff" * (len(content) - 4096))
+        with pytest.raises(StateError):
+            world.start(world.parties[1])
+        path.unlink()
+        world.network.aggregators["agg-1"] = world.start(world.parties[1])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "removed"])
+def test_threat_44_a_damaged_part_aborts_the_round_and_says_so(world, damage):
+    announcement, signed = opened(world)
+    for seed, hospital in enumerate(world.hospitals):
+        world.submit(hospital, announcement, signed, contribution(seed)) if seed < 3 else None
+    part = next((world.state_of("agg-2") / "rounds").rglob("*.part"))
+    part.write_bytes(part.read_bytes()[:-1]) if damage == "truncated" else part.unlink()
+    with pytest.raises(RoundAbortedError, match="agg-2"):
+        world.collect(announcement)
+
+
+def test_threat_44_a_full_disk_refuses_the_upload_and_goes_on(world):
+    announcement, signed = opened(world)
+    for seed, hospital in enumerate(world.hospitals[:2]):
+        world.submit(hospital, announcement, signed, contribution(seed))
+    store = world.network.aggregators["agg-1"]._store
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    write, store._write = store._write, lambda *a: wrapped(full, *a)
+    with pytest.raises(StateError, match="nothing was said"):
+        world.submit(world.hospitals[2], announcement, signed, contribution(3))
+    store._write = write
+    world.submit(world.hospitals[2], announcement, signed, contribution(3))
+    assert world.collect(announcement).included_count == 3
+
+
+def wrapped(function, *arguments):
+    with _sqlite_errors():
+        function(*arguments)
+
+
+def test_the_sum_streams_its_memory_is_constant_in_hospitals(world, tmp_path):
+    size = 200_000
+    arrays = [np.zeros(size, np.float32)]
+    announcement = world.announcement(arrays, clips=[1.0])
+    layout = announcement.layout
+    one = contribution(0, [((size,), 1.0)])
+    words = encode_update(layout, one.update, one.num_examples, one.metrics)
+    parts = make_parts(announcement, world.hospitals[0], words)
+    holder = announcement.vector_holder("h00")
+    stored = []
+    for index, (name, part) in enumerate(parts.parts.items()):
+        path = tmp_path / f"{index}.part"
+        path.write_bytes(part)
+        stored.append((path, name == holder))
+    peaks = []
+    for repeats in (1, 40):
+        tracemalloc.start()
+        total = sum_parts(layout, stored * repeats)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert np.array_equal(total[:-1], words * np.uint32(repeats))
+    assert peaks[1] < peaks[0] * 1.1
+    assert peaks[1] < 4 * layout.vector_bytes
+
+
+def test_upload_sizes_and_rotation_of_the_vector_holder(world):
+    announcement = world.announcement()
+    holders = []
+    for hospital in world.hospitals[:3]:
+        one = contribution(0)
+        words = encode_update(announcement.layout, one.update, one.num_examples, one.metrics)
+        sizes = {name: len(part) for name, part in make_parts(announcement, hospital, words).parts.items()}
+        (holder,) = [name for name, size in sizes.items() if size == 32 + announcement.layout.vector_bytes]
+        assert sorted(sizes.values()) == [64, 64, 32 + announcement.layout.vector_bytes]
+        holders.append(holder)
+    assert sorted(holders) == ["agg-0", "agg-1", "agg-2"]
+
+
+def test_receipts_are_given_after_a_restart_and_after_the_end(world):
+    announcement, signed = opened(world)
+    for seed, hospital in enumerate(world.hospitals):
+        world.submit(hospital, announcement, signed, contribution(seed)) if seed < 3 else None
+    world.collect(announcement)
+    for name in world.network.aggregators:
+        world.restart(name)
+    world.restart_client(world.hospitals[0])
+    assert world.client(world.hospitals[0]).receipt(announcement, soon()).included == 3
