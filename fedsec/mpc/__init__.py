@@ -4,7 +4,7 @@ A protocol is a function of (party, shares...) that all three parties call; ``PR
 and source.
 """
 
-from fedsec.mpc.comparison import is_negative, relu, relu_window_bits, select
+from fedsec.mpc.comparison import is_negative, relu, select
 from fedsec.mpc.costs import PROTOCOLS, Cost, ProtocolFunction, protocol
 from fedsec.mpc.linear import conv2d, conv2d_sum_pool, matmul, sum_pool
 from fedsec.mpc.opening import reveal, reveal_to
@@ -33,7 +33,6 @@ __all__ = [
     "pair_streams",
     "protocol",
     "relu",
-    "relu_window_bits",
     "reshare",
     "reveal",
     "reveal_to",

@@ -9,7 +9,7 @@ from fedsec.mpc.costs import Cost, protocol
 from fedsec.mpc.party import BIT_WORDS, Layout, Party
 from fedsec.mpc.products import and_bits, require_ring
 from fedsec.mpc.two_holders import BITS, known_word, sum_and_product
-from fedsec.ring import Ring, RingArray
+from fedsec.ring import RingArray
 from fedsec.sharing.boolean import LANES, BitShare, Planes, pack_bits, unpack_bits
 from fedsec.sharing.replicated import RepShare
 
@@ -210,20 +210,3 @@ def relu(party: Party, x: RepShare, window_bits: int) -> RepShare:
     negative = is_negative(party, x, window_bits)
     positive = negative.xor_public(party.id, np.full_like(negative.own, ~np.uint64(0)))
     return select(party, positive, x)
-
-
-def relu_window_bits(bound: float, fraction_bits: int, ring: Ring) -> int:
-    """Return the smallest window that holds every |x| <= bound: a sign bit and the integer's bits.
-
-    Args:
-        bound: Proven bound of the real numbers before the ReLU.
-        fraction_bits: Fraction bits they are encoded with.
-        ring: Ring of the session.
-
-    Raises:
-        UsageError: The bound is not a positive number, or the window would not fit the ring.
-    """
-    largest = float(np.ceil(np.ldexp(bound, fraction_bits)))
-    if not 0 < largest < 2.0 ** (ring.bits - 1):
-        raise UsageError(f"a bound of {bound:g} with {fraction_bits} fraction bits does not fit {ring}")
-    return max(2, int(largest).bit_length() + 1)

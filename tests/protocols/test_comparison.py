@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedsec.errors import UsageError
-from fedsec.mpc import is_negative, relu, relu_window_bits, select, simulate
+from fedsec.mpc import is_negative, relu, select, simulate
 from fedsec.ring import RING32, RING64, Ring, fresh_stream, signed
 from fedsec.sharing import boolean, replicated
 from fedsec.sharing.boolean import unpack_bits
@@ -107,20 +107,3 @@ def test_a_selection_needs_one_bit_an_element() -> None:
 
     with pytest.raises(UsageError, match="one bit an element"):
         simulate(lambda party: select(party, bits[party.id], shares[party.id]))
-
-
-@pytest.mark.parametrize(
-    ("bound", "fraction_bits", "expected"),
-    [(125.0, 13, 21), (1.0, 0, 2), (1.5, 0, 3), (552.0, 16, 27), (0.001, 4, 2)],
-)
-def test_the_smallest_window_that_holds_a_bound(bound: float, fraction_bits: int, expected: int) -> None:
-    assert relu_window_bits(bound, fraction_bits, RING64) == expected
-    largest = int(np.ceil(bound * 2**fraction_bits))
-    assert -(2 ** (expected - 1)) <= -largest
-    assert largest <= 2 ** (expected - 1) - 1
-
-
-@pytest.mark.parametrize("bound", [0.0, -1.0, float("nan"), float("inf"), 2.0**50])
-def test_a_bound_without_a_window_is_refused(bound: float) -> None:
-    with pytest.raises(UsageError, match="does not fit"):
-        relu_window_bits(bound, 13, RING64)

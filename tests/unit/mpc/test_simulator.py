@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from fedsec.mpc import Party, multiply, relu, reveal, simulate
+from fedsec.mpc import Party, multiply, relu, reveal, simulate, truncate
 from fedsec.mpc.simulator import Draw
 from fedsec.ring import RING64, RingArray, encode, fresh_stream, signed
 from fedsec.sharing import replicated
@@ -94,3 +94,21 @@ def test_the_session_keys_are_different_for_every_pair_purpose_and_run() -> None
     # Ten sessions of three pairs of three purposes, each seen by two parties.
     assert len(taken) == 10 * 3 * 6
     assert len(set(taken)) == 10 * 3 * 3
+
+
+def test_threat_35_labels_sizes_and_order_of_messages_are_the_same_for_every_input() -> None:
+    def logs(values: RingArray) -> object:
+        shares = replicated.share(values, fresh_stream(), fraction_bits=13)
+
+        def program(party: Party) -> None:
+            relu(party, truncate(party, multiply(party, shares[party.id], shares[party.id]), 13), 21)
+
+        return simulate(program, record=True).logs
+
+    zeros = np.zeros(70, dtype=RING64.dtype)
+
+    def sent(found: object) -> object:
+        assert isinstance(found, dict)
+        return {name: [r for r in log if r.event == "send"] for name, log in found.items()}
+
+    assert sent(logs(zeros)) == sent(logs(zeros + np.uint64(12345))) == sent(logs(fresh_stream().words(70)))
