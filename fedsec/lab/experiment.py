@@ -14,7 +14,7 @@ from typing import Any
 
 from fedsec.aggregation.trust import TrustLimits
 from fedsec.cluster.cluster import Cluster
-from fedsec.errors import StateError
+from fedsec.errors import PeerLostError, RoundAbortedError, StateError
 from fedsec.lab.progress import Reporter
 from fedsec.lab.result import PredictionReport, RoundReport, RunResult
 from fedsec.lab.rundir import RunFolder
@@ -93,9 +93,14 @@ def running(scenario: Scenario, runs: Path, reporter: Reporter) -> Iterator[Expe
     cluster = local_cluster(folder, scenario)
     with log_to(folder.own_log, "fedsec"), cluster:
         reporter.step(f"run {folder.name}")
-        yield Experiment(
-            scenario=scenario, folder=folder, cluster=cluster, reporter=reporter, started=started
-        )
+        try:
+            yield Experiment(
+                scenario=scenario, folder=folder, cluster=cluster, reporter=reporter, started=started
+            )
+        except (PeerLostError, RoundAbortedError):
+            # If one of our parties died, how it ended and the end of its log say more.
+            cluster.watch()
+            raise
 
 
 def local_cluster(folder: RunFolder, scenario: Scenario, ports: Sequence[int] | None = None) -> Cluster:
@@ -119,6 +124,8 @@ def local_cluster(folder: RunFolder, scenario: Scenario, ports: Sequence[int] | 
         limits=TrustLimits(
             fewest_aggregators=settings.aggregators,
             minimum_cohort=settings.minimum_cohort,
+            largest_weight=scenario.training.examples,
+            largest_clip=settings.clip,
             ring_bits=(settings.ring_bits,),
         ),
     )

@@ -107,8 +107,8 @@ class AggregationSettings:
     ring_bits: Literal[32, 64] = 32
     """Bits of one ring element in an upload: 32 bits cost what plain float32 costs."""
 
-    upload_seconds: PositiveFloat = 120.0
-    """Time from the announcement until uploads close."""
+    upload_seconds: PositiveFloat = 600.0
+    """Longest time from the announcement until uploads close; they close sooner once all have answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -256,3 +256,25 @@ def test_a_signal_stops_serving_and_leaves_no_process(demo: Demo, tmp_path: Path
     assert process.returncode == 130
     assert err.count("\n") == 1
     assert still_running(parties) == []
+
+
+def test_a_party_that_dies_ends_the_demo_with_its_name(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        fedsec_command("demo", "--examples", 20_000, "--runs", tmp_path),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert any(line.rstrip().endswith("] training") for line in process.stdout)
+        parties = children_of(process.pid)
+        victim = next(pid for pid in parties if b"party-1" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(victim, signal.SIGKILL)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 6
+    assert "party-1" in err
+    assert "SIGKILL" in err
+    assert err.count("\n") == 1
+    assert still_running(parties) == []

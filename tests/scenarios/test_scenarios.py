@@ -57,6 +57,32 @@ def test_scenarios_run_in_smoke_size(
     assert f"from {left} hospitals" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["strategy.name=fedavgm"],
+        ["strategy.name=fedadam", "strategy.server_learning_rate=0.01"],
+        ["aggregation.ring_bits=64", "aggregation.clip=30"],
+        ["aggregation.aggregators=5"],
+    ],
+)
+def test_other_strategies_rings_and_numbers_of_aggregators(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    sizes = [*SMOKE, *SMALLER["ten-equal-hospitals"], "training.rounds=2"]
+    scenario = Scenario.load(SCENARIOS / "ten-equal-hospitals", [*sizes, *overrides])
+
+    result = fedsec.run_scenario(scenario, runs=tmp_path)
+
+    assert [report.included for report in result.rounds] == [3, 3]
+    assert len(result.seen) == scenario.aggregation.aggregators
+    for report in result.rounds:
+        assert report.difference is not None
+        assert report.error_bound is not None
+        assert report.difference <= report.error_bound
+
+
 def test_other_hospitals_drop_in_every_round(tmp_path: Path) -> None:
     from fedsec.federation.grid import DropEachRound  # noqa: PLC0415 - loads Flower
 
