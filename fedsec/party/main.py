@@ -10,12 +10,11 @@ import json
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import sys
-import threading
 from contextlib import ExitStack
-from types import FrameType
 
 from fedsec.aggregation.service import AggregatorService
 from fedsec.errors import TrustError, UsageError
@@ -52,7 +51,7 @@ def run(config: PartyConfig, listen_fd: int | None = None, watch_stdin: bool = F
     _log_to_stderr(config)
     identity, cluster = Identity.load(config.identity), ClusterFile.load(config.cluster)
     check_place(config.name, identity, cluster)
-    ended = _end_on_signals()
+    bell = _bell_on_signals()
     with ExitStack() as stack:
         claim_state(config.state, stack)
         meter = Meter()
@@ -69,9 +68,7 @@ def run(config: PartyConfig, listen_fd: int | None = None, watch_stdin: bool = F
             aggregator.start()
         server.start()
         _say_ready(server.port, config.name)
-        if watch_stdin:
-            threading.Thread(target=_watch_stdin, args=(ended,), name="stdin", daemon=True).start()
-        ended.wait()
+        _wait_for_end(bell, watch_stdin)
         logger.info("%s ends", config.name)
     # Python takes its handlers away while it exits: a second signal would then look like a crash.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -132,16 +129,28 @@ def _log_to_stderr(config: PartyConfig) -> None:
     )
 
 
-def _end_on_signals() -> threading.Event:
-    """Return an event that SIGTERM and SIGINT set."""
-    ended = threading.Event()
+def _bell_on_signals() -> int:
+    """Return a descriptor that becomes readable when SIGTERM or SIGINT comes.
 
-    def end(_number: int, _frame: FrameType | None) -> None:
-        ended.set()
+    The kernel may hand a signal to any thread, for example right after SIGCONT, and Python's own handlers
+    run when the main thread next does something: one that sleeps on a lock would never notice.
+    """
+    bell, striker = os.pipe()
+    os.set_blocking(striker, False)
+    signal.set_wakeup_fd(striker, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: None)
+    return bell
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
-    return ended
+
+def _wait_for_end(bell: int, watch_stdin: bool) -> None:
+    """Return when a signal has come, or standard input closes because the launcher has died."""
+    watched = [bell, 0] if watch_stdin else [bell]
+    while True:
+        ready, _, _ = select.select(watched, [], [])
+        # What a launcher writes to standard input means nothing; only its end does.
+        if bell in ready or not os.read(0, 4096):
+            return
 
 
 def _listener(config: PartyConfig, listen_fd: int | None) -> socket.socket:
@@ -160,10 +169,3 @@ def _say_ready(port: int, name: str) -> None:
     sys.stdout.write(json.dumps({"ready": port, "name": name}) + "\n")
     sys.stdout.flush()
     logger.info("%s accepts connections on port %d", name, port)
-
-
-def _watch_stdin(ended: threading.Event) -> None:
-    """Set the event when standard input closes: the launcher has died without a word."""
-    while os.read(0, 4096):
-        pass
-    ended.set()

@@ -223,6 +223,8 @@ def test_threat_43_a_stopped_party_is_noticed_within_the_deadline(cluster: Clust
                 assert time.monotonic() - began < 30
             finally:
                 os.kill(pid, signal.SIGCONT)
+    # SIGTERM right behind SIGCONT can land on any thread: the party ends all the same.
+    assert cluster.stop() == dict.fromkeys(PARTIES, 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
