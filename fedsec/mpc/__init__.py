@@ -6,7 +6,7 @@ and source.
 
 from fedsec.mpc.comparison import is_negative, relu, select
 from fedsec.mpc.costs import PROTOCOLS, Cost, ProtocolFunction, protocol
-from fedsec.mpc.linear import conv2d, conv2d_sum_pool, matmul, sum_pool
+from fedsec.mpc.linear import conv2d, matmul, sum_pool
 from fedsec.mpc.opening import reveal, reveal_to
 from fedsec.mpc.party import Layout, PairStreams, Party, pair_streams
 from fedsec.mpc.products import and_bits, multiply, reshare
@@ -25,7 +25,6 @@ __all__ = [
     "View",
     "and_bits",
     "conv2d",
-    "conv2d_sum_pool",
     "establish",
     "is_negative",
     "matmul",

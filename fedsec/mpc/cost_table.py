@@ -31,7 +31,6 @@ _ELEMENTS = f"{_COUNT:,} elements"
 EXAMPLES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "and_bits": (f"{_ELEMENTS}, 1 plane", (_bits(1), _bits(1))),
     "conv2d": ("image 13 x 13 x 10, 32 kernels 3 x 3", (_words(1, 13, 13, 10), _words(3, 3, 10, 32))),
-    "conv2d_sum_pool": ("the same, pooled 2 x 2", (_words(1, 13, 13, 10), _words(3, 3, 10, 32), 2)),
     "is_negative": (f"{_ELEMENTS}, window of 21 bits", (_words(_COUNT), 21)),
     "matmul": ("[1, 64] @ [64, 10]", (_words(1, 64), _words(64, 10))),
     "multiply": (_ELEMENTS, (_words(_COUNT), _words(_COUNT))),

@@ -1,4 +1,4 @@
-"""Linear layers on two secrets: matrix product and convolution, with average pooling folded in."""
+"""Linear layers: matrix product and convolution of two secrets, pooling of one."""
 
 from __future__ import annotations
 
@@ -102,61 +102,31 @@ def _patches(images: RingArray, kernel_shape: tuple[int, ...], strides: Strides)
     return np.ascontiguousarray(windows.transpose(0, 1, 2, 4, 5, 3)).reshape(-1, height * width * channels)
 
 
-def _conv2d_sum_pool_cost(x: RepShare, w: RepShare, pool: int) -> Cost:
-    images, rows, columns, filters = _conv2d_shape(x, w, 1)
-    return Cost.each(
-        rounds=1,
-        sent_bytes=images * (rows // pool) * (columns // pool) * filters * x.ring.element_bytes,
-    )
+def sum_pool(x: RepShare, pool: tuple[int, int], strides: tuple[int, int]) -> RepShare:
+    """Add up blocks of pixels, locally: average pooling without the division, which the encoding takes over.
 
-
-@protocol(cost=_conv2d_sum_pool_cost, source="fedsec: pooling and convolution commute, both are linear")
-def conv2d_sum_pool(party: Party, x: RepShare, w: RepShare, pool: int) -> RepShare:
-    """Convolve (valid, stride 1), then add up blocks of ``pool`` x ``pool``, as one linear map.
-
-    The sum over a block of results is the convolution of the box sum of the *input* at stride ``pool``: a
-    quarter of the products at 2 x 2, a quarter of the bytes, and the same ring elements bit for bit.
-
-    Shapes:    x [N, H, W, C], w [h, w, C, F], z [N, (H - h + 1) // pool, (W - w + 1) // pool, F].
-    Units:     ring elements; fraction bits add. The *sum* of a block, not its average: divide by pool^2 in
-               the encoding.
-    Cost:      1 round; each party sends one word an element of z.
-    Security:  semi-honest, one corrupt party of three: a local step, then ``conv2d``.
-    Source:    fedsec: pooling and convolution commute, both are linear.
-
-    Raises:
-        UsageError: The shapes do not fit, or a ring differs.
-    """
-    return conv2d(party, sum_pool(x, pool, strides=1), w, strides=pool)
-
-
-def sum_pool(x: RepShare, pool: int, strides: int | None = None) -> RepShare:
-    """Add up blocks of ``pool`` x ``pool`` pixels, locally: average pooling without the division.
+    A sum is linear with public constants, so both halves of a share are summed alike and nothing is sent.
 
     Args:
         x: Shares of images, shape [N, H, W, C].
-        pool: Side of a block.
-        strides: Distance of blocks; ``pool`` if not given.
+        pool: Height and width of a block.
+        strides: Distance of blocks along rows and columns.
 
     Returns:
-        Shares of shape [N, (H - pool) // strides + 1, (W - pool) // strides + 1, C], with the fraction bits
-        of x.
+        Shares of shape [N, (H - pool[0]) // strides[0] + 1, (W - pool[1]) // strides[1] + 1, C], with the
+        fraction bits of x.
 
     Raises:
         UsageError: The shape is not that of images, or a block does not fit.
     """
-    step = pool if strides is None else strides
-    if len(x.shape) != 4 or pool < 1 or step < 1 or min(x.shape[1:3]) < pool:
-        raise UsageError(f"blocks of {pool} x {pool} at distance {step} do not fit images of shape {x.shape}")
-    return RepShare(_box_sum(x.own, pool, step), _box_sum(x.next, pool, step), x.fraction_bits)
+    if len(x.shape) != 4 or min(*pool, *strides) < 1 or x.shape[1] < pool[0] or x.shape[2] < pool[1]:
+        raise UsageError(f"blocks of {pool} at distances {strides} do not fit images of shape {x.shape}")
+    return RepShare(_block_sums(x.own, pool, strides), _block_sums(x.next, pool, strides), x.fraction_bits)
 
 
-def _box_sum(images: RingArray, pool: int, step: int) -> RingArray:
-    rows, columns = images.shape[1] - pool + 1, images.shape[2] - pool + 1
-    total: RingArray = np.zeros_like(images[:, :rows:step, :columns:step])
-    for row in range(pool):
-        for column in range(pool):
-            total += images[:, row : row + rows : step, column : column + columns : step]
+def _block_sums(images: RingArray, pool: tuple[int, int], strides: tuple[int, int]) -> RingArray:
+    blocks = sliding_window_view(images, pool, axis=(1, 2))[:, :: strides[0], :: strides[1]]
+    total: RingArray = blocks.sum(axis=(4, 5), dtype=images.dtype)
     return total
 
 

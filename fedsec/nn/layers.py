@@ -8,7 +8,7 @@ from typing import assert_never
 import numpy as np
 
 from fedsec.errors import InputError
-from fedsec.mpc import Party, conv2d, matmul, relu, truncate
+from fedsec.mpc import Party, conv2d, matmul, relu, sum_pool, truncate
 from fedsec.nn import windows
 from fedsec.nn.plan import Conv2D, Dense, Flatten, Plan, Relu, Step, SumPool2D, Truncate
 from fedsec.nn.weights import check_shares
@@ -59,7 +59,7 @@ def _apply(party: Party, step: Step, x: RepShare, parameters: Iterator[RepShare]
         case Dense():
             return matmul(party, x, next(parameters)) + next(parameters)
         case SumPool2D():
-            return _locally(x, lambda part: windows.sum_pool(part, step.pool, step.strides))
+            return sum_pool(x, step.pool, step.strides)
         case Truncate():
             return truncate(party, x, step.bits)
         case Relu():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedsec.errors import UsageError
-from fedsec.mpc import conv2d, conv2d_sum_pool, matmul, simulate, sum_pool
+from fedsec.mpc import conv2d, matmul, simulate, sum_pool
 from fedsec.ring import RING64, fresh_stream
 from fedsec.sharing import replicated
 from fedsec.testing import Secret, check_protocol
@@ -55,30 +55,11 @@ def test_conv2d(x: Any, w: Any, strides: tuple[int, int]) -> Any:
     return plain_conv2d(x, w, strides)
 
 
-@check_protocol(
-    conv2d_sum_pool, inputs={"x": Secret((4, 4, 1)), "w": Secret((3, 3, 1, 1), per_lane=False), "pool": 2}
-)
-def test_conv2d_sum_pool(x: Any, w: Any, pool: int) -> Any:
-    return plain_sum_pool(plain_conv2d(x, w), pool)
-
-
-@pytest.mark.parametrize(("size", "pool"), [(7, 2), (8, 3), (11, 2)])
-def test_folding_the_pool_in_changes_no_word_on_odd_sizes(size: int, pool: int) -> None:
-    stream = fresh_stream()
-    images, kernel = stream.words((2, size, size, 3)), stream.words((3, 3, 3, 5))
-    x, w = replicated.share(images, stream), replicated.share(kernel, stream)
-
-    done = simulate(lambda party: conv2d_sum_pool(party, x[party.id], w[party.id], pool))
-
-    expected = plain_sum_pool(plain_conv2d(images, kernel), pool)
-    assert np.array_equal(replicated.reconstruct(done.results), expected)
-
-
 def test_sum_pool_is_local_and_drops_what_does_not_fill_a_block() -> None:
     images = np.arange(2 * 5 * 5 * 3, dtype=RING64.dtype).reshape(2, 5, 5, 3)
     shares = replicated.share(images, fresh_stream(), fraction_bits=3)
 
-    pooled = [sum_pool(share, 2) for share in shares]
+    pooled = [sum_pool(share, (2, 2), (2, 2)) for share in shares]
 
     assert np.array_equal(replicated.reconstruct(pooled), plain_sum_pool(images, 2))
     assert pooled[0].fraction_bits == 3
@@ -97,4 +78,4 @@ def test_shapes_that_do_not_fit_are_refused_before_anything_is_sent() -> None:
     with pytest.raises(UsageError, match="needs shapes"):
         simulate(lambda party: conv2d(party, x[party.id], kernel[party.id]))
     with pytest.raises(UsageError, match="do not fit images"):
-        sum_pool(image[0], 3)
+        sum_pool(image[0], (3, 3), (1, 1))
