@@ -12,10 +12,9 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn
 
 from fedsec import __version__
+from fedsec.cli.stopping import Stopped, stop_on_signals
 from fedsec.errors import FedsecError
 
 COMMANDS = {
@@ -27,14 +26,6 @@ COMMANDS = {
     "keys": "make authorities, identities, cluster files and trust files",
 }
 INTERRUPTED = 128 + signal.SIGINT
-
-
-class _Stopped(BaseException):
-    """A signal asked the process to end; like KeyboardInterrupt no ``except Exception`` stops it."""
-
-    def __init__(self, exit_code: int) -> None:
-        super().__init__(exit_code)
-        self.exit_code = exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FedsecError as error:
         print(f"fedsec: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
-    except (_Stopped, KeyboardInterrupt) as stop:
+    except (Stopped, KeyboardInterrupt) as stop:
         print("fedsec: stopped by a signal; whatever it had started is stopped too", file=sys.stderr)
-        return stop.exit_code if isinstance(stop, _Stopped) else INTERRUPTED
+        return stop.exit_code if isinstance(stop, Stopped) else INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone; Python must not try to flush it once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -65,8 +56,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
         parser.print_help()
         code = 0
     else:
-        _stop_on_signals()
-        code = int(options.run(options))
+        with stop_on_signals():
+            code = int(options.run(options))
     sys.stdout.flush()
     return code
 
@@ -86,16 +77,3 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             module.configure(command)
             command.set_defaults(command=name, run=module.run)
     return parser
-
-
-def _stop_on_signals() -> None:
-    """Let SIGINT and SIGTERM unwind the stack, so that every context manager stops what it started."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        # Stopping takes seconds at most; a second signal must not break it off half-way.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise _Stopped(128 + number)
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)

@@ -27,6 +27,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     images.add_argument(
         "--image", type=Path, nargs="+", metavar="FILE", help="pictures of digits, light on dark"
     )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="how long to wait for a service that is only just being started",
+    )
     parser.add_argument("--logits", action="store_true", help="print the ten logits of each image too")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
@@ -44,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     images = (
         read_pictures(options.image) if options.image else read_test_images(options.test_index or [0, 1, 2])
     )
-    answer = predict(cluster, identity, images)
+    answer = predict(cluster, identity, images, wait_s=options.wait)
     if options.json:
         print_json(answer.summary())
         return 0

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedsec.errors import UsageError
+from fedsec.errors import PeerLostError, ServiceEndedError, UsageError
 from fedsec.lab.images import Images
 from fedsec.lab.rundir import RunFolder
 from fedsec.serving.client import Client
+
+_LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,19 +63,32 @@ def run_credentials(path: Path) -> tuple[Path, Path]:
     return folder.cluster, folder.user
 
 
-def predict(cluster: Path, identity: Path, images: Images) -> Answers:
+def predict(cluster: Path, identity: Path, images: Images, *, wait_s: float = 0.0) -> Answers:
     """Ask the three parties of a cluster; the images leave this process in shares only.
 
     Args:
         cluster: The cluster file.
         identity: The user's identity.
         images: Shape [N, *input shape], in the range of the served plan.
+        wait_s: How long to wait for a service that is only just being started.
 
     Raises:
         FedsecError: As ``Client.connect`` and ``Client.predict`` raise.
     """
-    with Client.connect(cluster, identity) as client:
+    with _connected(cluster, identity, wait_s) as client:
         started = time.perf_counter()
         logits = client.predict(images)
         seconds = time.perf_counter() - started
         return Answers(logits, seconds, client.meter.sent_bytes, client.meter.received_bytes)
+
+
+def _connected(cluster: Path, identity: Path, wait_s: float) -> Client:
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            # The file is read anew each time: a service that starts writes its ports into it.
+            return Client.connect(cluster, identity)
+        except (PeerLostError, ServiceEndedError):
+            if time.monotonic() >= end:
+                raise
+            time.sleep(_LOOK_S)

@@ -45,11 +45,12 @@ def _rounds(summary: Mapping[str, Any]) -> Table:
         "Training",
         "round",
         "test accuracy",
-        "hospitals in the sum",
-        "|opened average - plain mean|",
+        "hospitals",
+        "difference",
         "stated bound",
         "s",
-        caption="the largest over all parameters; the plain mean is known to this simulation's observer only",
+        caption="hospitals: in the sum. difference: largest |opened average - plain mean| of one parameter;"
+        " only this simulation's observer knows the plain mean",
     )
     for entry in summary["rounds"]:
         table.add_row(
@@ -64,7 +65,7 @@ def _rounds(summary: Mapping[str, Any]) -> Table:
 
 
 def _traffic(traffic: Mapping[str, Mapping[str, int]]) -> Table:
-    table = _table("Bytes, from each process' channel meter", "who", "sent", "received")
+    table = _table("Bytes at the channel meters", "who", "sent", "received")
     for who, meter in traffic.items():
         table.add_row(who, size(meter["sent_bytes"]), size(meter["received_bytes"]))
     return table
@@ -72,7 +73,7 @@ def _traffic(traffic: Mapping[str, Mapping[str, int]]) -> Table:
 
 def _seen(seen: Mapping[str, Mapping[str, Sequence[int]]]) -> Table:
     """Lay out what each party received, kinds of message put together; every kind is in the summary."""
-    table = _table("What each party saw: messages received and their size", "what", *seen)
+    table = _table("What each party saw: messages and their size", "messages with", *seen)
     for what in (*_SHARES.values(), _STEPS, _CONTROL):
         cells = [_gathered(messages, what) for messages in seen.values()]
         if any(count for count, _ in cells):

@@ -189,6 +189,22 @@ def test_serve_ends_by_itself_after_its_requests(demo: Demo, tmp_path: Path) -> 
     assert still_running(parties) == []
 
 
+def test_a_user_may_ask_before_the_service_is_ready(demo: Demo, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        fedsec_command("predict", demo.folder, "--wait", 60),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as user:
+        time.sleep(1)
+        assert user.poll() is None
+        with serving(tmp_path, demo.folder, "--num-requests", 3) as process:
+            out, _ = user.communicate(timeout=60)
+            assert process.wait(timeout=30) == 0
+    assert out == " ".join(map(str, demo.summary["prediction"]["labels"])) + "\n"
+
+
 def test_asking_when_nobody_serves_is_one_line_and_an_exit_code(demo: Demo, tmp_path: Path) -> None:
     asked = run_fedsec("predict", demo.folder, cwd=tmp_path)
     assert asked.returncode == 6

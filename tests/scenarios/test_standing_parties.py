@@ -45,7 +45,6 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(*arguments: object) -> None:
         assert main(["keys", *map(str, arguments)]) == 0
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     make("authority", folder / "authority")
     for name, role in [
         *((name, "party") for name in NAMES),
@@ -74,8 +73,6 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
         identity, state = folder / f"{name}.pem", folder / f"{name}-state"
         options = ("--cluster", cluster, "--identity", identity, "--state", state, "--listen", "127.0.0.1")
         make("party", folder / f"{name}.toml", *options)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
     return folder
 
 
