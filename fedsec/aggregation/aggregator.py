@@ -246,7 +246,7 @@ class Aggregator:
         return Stored(self.name, signature)
 
     def _stored(self, round_: Round, header: UploadHeader, digest: bytes) -> Stored | None:
-        known = self._store.uploads(round_.key).get(header.hospital)
+        known = self._store.upload(round_.key, header.hospital)
         if known is not None:
             if known.entry.header_digest == digest:
                 return Stored(self.name, known.signature)
@@ -258,7 +258,7 @@ class Aggregator:
     def _checked_header(self, peer: Peer, signed: Signed) -> tuple[Round, UploadHeader]:
         round_ = self._find(read_header(signed).round)
         header = check_header(round_.announcement, round_.digest, peer, signed)
-        known = self._store.uploads(round_.key).get(header.hospital)
+        known = self._store.upload(round_.key, header.hospital)
         if known is None or known.entry.header_digest != header_digest(signed.payload):
             round_.require_open()
         return round_, header

@@ -117,6 +117,12 @@ class Announcement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
         place = [member.name for member in self.roster].index(hospital)
         return self.aggregators[(place + self.round) % len(self.aggregators)].name
 
+    def vector_hospitals(self, aggregator: str) -> frozenset[str]:
+        """Return the hospitals whose full vector goes to this aggregator."""
+        turn = [member.name for member in self.aggregators].index(aggregator)
+        places = enumerate(self.roster, start=self.round)
+        return frozenset(one.name for place, one in places if place % len(self.aggregators) == turn)
+
     def check(self) -> None:
         """Check that the announcement is consistent in itself.
 

@@ -63,6 +63,7 @@ class TlsLinks:
         self._meter = meter
         self._channels: dict[str, Channel] = {}
         self._lock = threading.Lock()
+        self._interrupted = False
 
     def call(
         self,
@@ -85,6 +86,14 @@ class TlsLinks:
         channel, _ = self._channel(aggregator, deadline)
         return call(channel, message, reply, body=body, deadline=deadline, max_body_bytes=max_body_bytes)
 
+    def interrupt(self) -> None:
+        """End every request that another thread waits for, and refuse new ones; :meth:`close` comes after."""
+        with self._lock:
+            self._interrupted = True
+            channels = list(self._channels.values())
+        for channel in channels:
+            channel.interrupt()
+
     def close(self) -> None:
         """Close every connection."""
         with self._lock:
@@ -94,6 +103,8 @@ class TlsLinks:
 
     def _channel(self, aggregator: str, deadline: Deadline) -> tuple[Channel, bool]:
         with self._lock:
+            if self._interrupted:
+                raise PeerLostError(f"the connection to '{aggregator}' was ended on this side")
             if (kept := self._channels.get(aggregator)) is not None:
                 return kept, True
         if aggregator not in self._endpoints:

@@ -59,6 +59,7 @@ class Round:
         self._context = context
         self._me = context.signer.name
         self._keys = {member.name: member.public_key for member in announcement.aggregators}
+        self._vector_hospitals = announcement.vector_hospitals(self._me)
         self._close_asked = False
         self._delivered: set[tuple[str, str]] = set()
         self._checksum: Checksum | None = None
@@ -224,11 +225,10 @@ class Round:
     # Steps.
 
     def _leave_open(self) -> None:
-        store = self._context.store
-        uploads = store.uploads(self.key)
-        complete = len(uploads) == len(self.announcement.roster)
+        complete = self._context.store.upload_count(self.key) == len(self.announcement.roster)
         if not (self._close_asked or complete or self._late()):
             return
+        uploads = self._context.store.uploads(self.key)
         self._checksum = None
         entries = tuple(row.entry for row in uploads.values())
         chain = self._next_chain("list", msgspec.msgpack.encode(entries))
@@ -296,7 +296,7 @@ class Round:
 
     def holds_vector(self, hospital: str) -> bool:
         """Tell whether this aggregator gets the hospital's full vector; the others get a seed."""
-        return self.announcement.vector_holder(hospital) == self._me
+        return hospital in self._vector_hospitals
 
     def checksum_difference(self, hospital: str, upload_id: bytes) -> int:
         """Return this aggregator's share of the checksum difference of a part on disk."""

@@ -122,9 +122,11 @@ class AggregatorService:
         self._stopping.set()
         self._notify()
         for links in self._links.values():
-            links.close()
+            links.interrupt()
         for thread in self._threads:
             thread.join(timeout=_SEND_S)
+        for links in self._links.values():
+            links.close()
         self.aggregator.close()
 
     def _answer(self, call: Call) -> Reply:

@@ -181,10 +181,19 @@ class Store:
         """Return the complete uploads of a round by hospital, sorted by name."""
         query = """SELECT hospital, upload_id, header_digest, checksum, signature
             FROM uploads WHERE round=? ORDER BY hospital"""
-        return {
-            row[0]: UploadRow(ListEntry(row[0], row[1], row[2], int.from_bytes(row[3] or b"", "big")), row[4])
-            for row in self._read(query, key)
-        }
+        return {row[0]: _upload_row(row) for row in self._read(query, key)}
+
+    def upload(self, key: bytes, hospital: str) -> UploadRow | None:
+        """Return one hospital's complete upload in a round."""
+        query = """SELECT hospital, upload_id, header_digest, checksum, signature
+            FROM uploads WHERE round=? AND hospital=?"""
+        rows = self._read(query, key, hospital)
+        return _upload_row(rows[0]) if rows else None
+
+    def upload_count(self, key: bytes) -> int:
+        """Return the number of complete uploads in a round."""
+        ((count,),) = self._read("SELECT count(*) FROM uploads WHERE round=?", key)
+        return int(count)
 
     def upload_id_used(self, upload_id: bytes) -> bool:
         """Tell whether an upload id was seen in any round."""
@@ -259,6 +268,12 @@ class Store:
     def _read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with _sqlite_errors():
             return self._db.execute(query, values).fetchall()
+
+
+def _upload_row(row: tuple[Any, ...]) -> UploadRow:
+    hospital, upload_id, header, checksum, signature = row
+    entry = ListEntry(hospital, upload_id, header, int.from_bytes(checksum or b"", "big"))
+    return UploadRow(entry, signature)
 
 
 def same_statement(known: Signed, statement: Signed) -> bool:

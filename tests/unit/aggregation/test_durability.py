@@ -273,6 +273,9 @@ def test_upload_sizes_and_rotation_of_the_vector_holder(world):
         assert sorted(sizes.values()) == [64, 64, 32 + announcement.layout.vector_bytes]
         holders.append(holder)
     assert sorted(holders) == ["agg-0", "agg-1", "agg-2"]
+    for name in world.network.aggregators:
+        expected = {one.name for one in world.hospitals if announcement.vector_holder(one.name) == name}
+        assert announcement.vector_hospitals(name) == expected
 
 
 def test_receipts_are_given_after_a_restart_and_after_the_end(world):
