@@ -41,7 +41,7 @@ def train_and_export(experiment: Experiment) -> None:
     scenario, folder, reporter = experiment.scenario, experiment.folder, experiment.reporter
     reporter.begin("MNIST")
     mnist = load_mnist()
-    reporter.step("60,000 training and 10,000 test images, digests as published")
+    reporter.step("70,000 images, digests as published")
     reporter.begin("TensorFlow and Flower")
     # Loading them takes seconds, which wrong options and --help should not have to wait for.
     from fedsec.lab.training import Sites, train  # noqa: PLC0415 - as said above
@@ -64,7 +64,7 @@ def train_and_export(experiment: Experiment) -> None:
     reporter.begin("training", scenario.training.rounds * scenario.hospitals.count)
     with log_to(folder.own_log, "flwr"):
         experiment.count(train(scenario, mnist, model, sites, reporter=reporter, on_round=on_round))
-    reporter.begin("model, plan and parameters")
+    reporter.begin("model and plan")
     model.save(folder.model)
     plan, parameters = export.export(model, scenario.serving.fraction_bits)
     plan.save(folder.plan)
