@@ -28,6 +28,7 @@ OTHERS = [
         "explanation/secret-sharing.md",
         "explanation/fixed-point.md",
         "how-to/secure-your-flower-app.md",
+        "how-to/run-a-scenario.md",
     )
 ]
 
