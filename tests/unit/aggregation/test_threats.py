@@ -442,24 +442,40 @@ def test_threat_29_one_aggregator_with_an_older_state_is_refused(tmp_path, state
         assert read(store.statements(first.id.key, "set")["agg-0"], SetStatement).included == 3
 
 
+def two_rounds_then_set_back(world, backup):
+    """agg-1 is restored to its state after the first of two rounds."""
+    for number in (1, 2):
+        announcement = world.announcement(round=number)
+        signed = world.open(announcement)
+        for seed, hospital in enumerate(world.hospitals):
+            world.submit(hospital, announcement, signed, contribution(10 * number + seed))
+        world.collect(announcement)
+        if number == 1:
+            shutil.copytree(world.state_of("agg-1"), backup)
+    world.network.aggregators["agg-1"].close()
+    shutil.rmtree(world.state_of("agg-1"))
+    shutil.copytree(backup, world.state_of("agg-1"))
+    world.network.aggregators["agg-1"] = world.start(world.parties[1])
+
+
 def test_threat_29_a_rolled_back_aggregator_notices_at_its_start(tmp_path):
     with World(tmp_path) as world:
-        backup = tmp_path / "backup"
-        for number in (1, 2):
-            announcement = world.announcement(round=number)
-            signed = world.open(announcement)
-            for seed, hospital in enumerate(world.hospitals):
-                world.submit(hospital, announcement, signed, contribution(10 * number + seed))
-            world.collect(announcement)
-            if number == 1:
-                shutil.copytree(world.state_of("agg-1"), backup)
-        world.network.aggregators["agg-1"].close()
-        shutil.rmtree(world.state_of("agg-1"))
-        shutil.copytree(backup, world.state_of("agg-1"))
-        world.network.aggregators["agg-1"] = world.start(world.parties[1])
+        two_rounds_then_set_back(world, tmp_path / "backup")
         world.network.pump()
         with pytest.raises(StateError, match="behind"):
             world.open(world.announcement(round=3))
+
+
+def test_threat_29_one_that_keeps_silent_about_it_is_refused_in_the_next_round(tmp_path):
+    with World(tmp_path) as world:
+        two_rounds_then_set_back(world, tmp_path / "backup")
+        world.network.aggregators["agg-1"]._to_greet.clear()
+        announcement = world.announcement(round=3)
+        signed = world.open(announcement)
+        for seed, hospital in enumerate(world.hospitals[:3]):
+            world.submit(hospital, announcement, signed, contribution(30 + seed))
+        with pytest.raises(RoundAbortedError, match="'agg-1' is behind"):
+            world.collect(announcement)
 
 
 def test_threat_50_digests_do_not_tell_which_of_two_updates_was_sent(world):
