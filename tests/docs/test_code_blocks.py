@@ -65,13 +65,16 @@ class Block:
 
 
 def blocks_of(text: str) -> list[Block]:
-    """The runnable blocks of a page, and the outputs that follow a Python block."""
-    found = [Block(text.count("\n", 0, m.start()) + 1, m[1], m[2]) for m in FENCE.finditer(text)]
+    """The runnable blocks of a page, and the outputs that stand right behind a Python block."""
     kept: list[Block] = []
-    for before, block in zip([None, *found], found, strict=False):
-        promised = block.language == "text" and before is not None and before.language == "python"
-        if block.language in {"python", "sh"} or promised:
-            kept.append(block)
+    end_of_python = -1
+    for fence in FENCE.finditer(text):
+        promised = (
+            fence[1] == "text" and end_of_python >= 0 and not text[end_of_python : fence.start()].strip()
+        )
+        if fence[1] in {"python", "sh"} or promised:
+            kept.append(Block(text.count("\n", 0, fence.start()) + 1, fence[1], fence[2]))
+        end_of_python = fence.end() if fence[1] == "python" else -1
     return kept
 
 
