@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fedsec.mpc import PROTOCOLS
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "fedsec"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -123,8 +125,6 @@ def test_a_package_exports_exactly_what_it_says(package: str) -> None:
 
 
 def test_every_public_protocol_states_cost_source_and_security() -> None:
-    from fedsec.mpc import PROTOCOLS
-
     assert len(PROTOCOLS) >= 6
     for record in PROTOCOLS.values():
         text = record.function.__doc__ or ""
