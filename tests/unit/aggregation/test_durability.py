@@ -167,6 +167,23 @@ def test_threat_54_after_a_round_no_share_of_an_update_is_on_disk(world, outcome
         assert all(row == (None,) for row in rows)
 
 
+def test_threat_54_checksum_shares_are_overwritten_too(world):
+    announcement, signed = opened(world)
+    for seed, hospital in enumerate(world.hospitals[:3]):
+        world.submit(hospital, announcement, signed, contribution(seed))
+    store = world.network.aggregators["agg-1"]._store
+    shares = [row.entry.checksum.to_bytes(4, "big") for row in store.uploads(announcement.id.key).values()]
+
+    def found():
+        held = everything_under(world.state_of("agg-1")).values()
+        # As stored beside the upload, and as MessagePack in the signed list.
+        return any(first + one in content for content in held for one in shares for first in (b"\0", b"\xce"))
+
+    assert found()
+    world.collect(announcement)
+    assert not found()
+
+
 def test_threat_54_parts_are_gone_as_soon_as_the_set_is_signed(world):
     announcement, signed = opened(world)
     for seed, hospital in enumerate(world.hospitals):
