@@ -56,6 +56,9 @@ def run_demo(scenario: Scenario, *, runs: Path | str = "runs", reporter: Reporte
 
 def _predict(experiment: Experiment) -> None:
     """Serve the run's model in shares, ask from another process, compare with Keras."""
+    # Matplotlib takes half a second to load; after a training it is there already.
+    from fedsec.lab.figures import draw_views  # noqa: PLC0415 - as said above
+
     reporter, cluster, folder = experiment.reporter, experiment.cluster, experiment.folder
     index = experiment.scenario.serving.test_index
     reporter.begin("private prediction", 3)
@@ -75,6 +78,7 @@ def _predict(experiment: Experiment) -> None:
         )
     experiment.prediction = _compared(folder.model, index, asked)
     folder.append("prediction", asdict(experiment.prediction))
+    draw_views(read_test_images(index), folder.views_figure)
     reporter.step(" ".join(str(label) for label in experiment.prediction.labels))
 
 

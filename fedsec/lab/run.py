@@ -44,6 +44,7 @@ def train_and_export(experiment: Experiment) -> None:
     reporter.step("70,000 images, digests as published")
     reporter.begin("TensorFlow and Flower")
     # Loading them takes seconds, which wrong options and --help should not have to wait for.
+    from fedsec.lab.figures import draw_accuracy  # noqa: PLC0415 - as said above
     from fedsec.lab.training import Sites, train  # noqa: PLC0415 - as said above
     from fedsec.learning import export, models  # noqa: PLC0415 - as said above
 
@@ -64,6 +65,7 @@ def train_and_export(experiment: Experiment) -> None:
     reporter.begin("training", scenario.training.rounds * scenario.hospitals.count)
     with log_to(folder.own_log, "flwr"):
         experiment.count(train(scenario, mnist, model, sites, reporter=reporter, on_round=on_round))
+    draw_accuracy(experiment.rounds, folder.accuracy_figure)
     reporter.begin("model and plan")
     model.save(folder.model)
     plan, parameters = export.export(model, scenario.serving.fraction_bits)

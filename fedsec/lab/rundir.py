@@ -12,6 +12,8 @@
         cluster.toml      where the parties are, and the pinned keys
         keys/             of this run's local parties, hospitals, server, owner and user: mode 0700
         logs/             one file a process
+        accuracy.png      test accuracy by round
+        views.png         the demo's images, and what each party gets of them
 
 All keys of all roles in one folder are right for an experiment on one machine and for nothing else.
 """
@@ -107,6 +109,16 @@ class RunFolder:
     def weights(self) -> Path:
         """The weights that belong to the plan."""
         return self.path / "weights.npz"
+
+    @property
+    def accuracy_figure(self) -> Path:
+        """Test accuracy by round, as a picture."""
+        return self.path / "accuracy.png"
+
+    @property
+    def views_figure(self) -> Path:
+        """The images that were asked about, and what each party gets of them."""
+        return self.path / "views.png"
 
     @property
     def cluster(self) -> Path:
