@@ -34,7 +34,7 @@ def draw_accuracy(rounds: Sequence[RoundReport], path: Path) -> None:
         axes.annotate(
             label, (entry.round, 100 * entry.accuracy), (0, -14), textcoords="offset points", ha="center"
         )
-    axes.margins(y=0.2)
+    axes.margins(0.12, 0.2)
     axes.set(xticks=numbers, xlabel="round (hospitals in the sum)", ylabel="test accuracy, %")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=_DPI)
