@@ -18,7 +18,14 @@ from fedsec.aggregation.parts import UploadParts, make_parts
 from fedsec.aggregation.receipts import InclusionReceipt, check_acknowledgement, check_receipt
 from fedsec.aggregation.signing import Signer
 from fedsec.aggregation.trust import TrustFile
-from fedsec.errors import PeerLostError, ProtocolError, RoundAbortedError, TrustError, UsageError
+from fedsec.errors import (
+    DeadlineError,
+    PeerLostError,
+    ProtocolError,
+    RoundAbortedError,
+    TrustError,
+    UsageError,
+)
 from fedsec.transport import Deadline, Identity, Meter
 
 RECEIPT_S = 30.0
@@ -132,13 +139,19 @@ class HospitalClient:
         Raises:
             RangeError, InputError: A value is not finite or out of its range. Nothing was sent.
             ProtocolError: The update went out under another round id, or an aggregator refused it.
-            PeerLostError: An aggregator cannot be reached or the time is over; it is named.
+            PeerLostError: An aggregator cannot be reached or does not answer in time; it is named.
+            DeadlineError: The time for uploads was over before the first call. Nothing was sent.
         """
         digest = announcement.digest
         if not self._state.accepted(announcement.id, digest):
             raise UsageError(f"{announcement.id} was not accepted here; call accept() first")
         known = self._state.submitted(announcement.id)
+        deadline = self._upload_deadline(announcement)
         if known is None:
+            if deadline.passed:
+                # Said here: an aggregator that was never asked must not get the blame.
+                text = f"the {deadline.seconds:g} s for uploads to {announcement.id} were over"
+                raise DeadlineError(f"{text} before this one began: nothing was sent, it sits the round out")
             words = encode_update(announcement.layout, update, num_examples, metrics)
             parts = make_parts(announcement, self._identity, words)
             once = words.tobytes() if announcement.phase == "train" else None
@@ -146,7 +159,7 @@ class HospitalClient:
             self._state.record(announcement.id, known, once)
             self._pending = parts
         if self._pending is not None and self._pending.upload_id == known.upload_id:
-            self._send(announcement, self._pending, known)
+            self._send(announcement, self._pending, known, deadline)
             self._pending, self._sent = None, known.upload_id
         elif self._sent != known.upload_id:
             raise ProtocolError(
@@ -176,10 +189,14 @@ class HospitalClient:
         self._state.add_receipt(announcement.id)
         return receipt
 
-    def _send(self, announcement: Announcement, parts: UploadParts, known: Submitted) -> None:
-        deadline = Deadline.after(announcement.upload_seconds)
+    def _upload_deadline(self, announcement: Announcement) -> Deadline:
         if self._deadline is not None and self._deadline[0] == announcement.digest:
-            deadline = self._deadline[1]
+            return self._deadline[1]
+        return Deadline.after(announcement.upload_seconds)
+
+    def _send(
+        self, announcement: Announcement, parts: UploadParts, known: Submitted, deadline: Deadline
+    ) -> None:
         for name, part in parts.parts.items():
             message = Upload(parts.header)
             reply, _ = self._links.call(name, message, Stored, body=part, deadline=deadline)
