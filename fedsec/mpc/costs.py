@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PARTIES = 3
-
 
 @dataclass(frozen=True, slots=True)
 class Cost:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fedsec.errors import UsageError
-from fedsec.mpc.costs import PARTIES, Cost, protocol
+from fedsec.mpc.costs import Cost, protocol
 from fedsec.mpc.party import Layout, Party
 from fedsec.ring import RingArray
-from fedsec.sharing.replicated import RepShare
+from fedsec.sharing.replicated import PARTIES, RepShare
 
 _SOURCE = "Araki, Furukawa, Lindell, Nof, Ohara 2016 (High-throughput semi-honest 3PC)"
 

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedsec.errors import ProtocolError, UsageError
-from fedsec.mpc.costs import PARTIES
 from fedsec.ring import RING64, KeyedStream, Ring, RingArray, derive_key
+from fedsec.sharing.replicated import PARTIES
 from fedsec.transport import Channel, Deadline, exchange
 
 BIT_WORDS = RING64

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedsec.errors import ProtocolError, UsageError
-from fedsec.mpc.costs import PARTIES
 from fedsec.mpc.party import DEFAULT_WAIT_S, PairStreams, Party, pair_streams
 from fedsec.ring import KEY_BYTES, RING64, Ring, derive_key, fresh_key
+from fedsec.sharing.replicated import PARTIES
 from fedsec.transport import Channel, Deadline, exchange
 
 _VERSION = b"fedsec-mpc/1"

@@ -13,9 +13,10 @@ from itertools import combinations
 from typing import Generic, TypeVar
 
 from fedsec.errors import PeerLostError
-from fedsec.mpc.costs import PARTIES, Cost
+from fedsec.mpc.costs import Cost
 from fedsec.mpc.party import DEFAULT_WAIT_S, STREAM_PURPOSES, Layout, PairStreams, Party, Stream
 from fedsec.ring import RING64, KeyedStream, Ring, RingArray, derive_key, fresh_key
+from fedsec.sharing.replicated import PARTIES
 from fedsec.transport import MemoryChannel, MessageRecord, Meter, bytes_of, memory_mesh, rounds_of
 
 T = TypeVar("T")
