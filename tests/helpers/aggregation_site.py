@@ -55,7 +55,7 @@ class Hospital:
         assert self._process.stdin
         assert self._process.stdout
         self._input, self._output = self._process.stdin, self._process.stdout
-        self._heard = b""
+        self._heard, self._ready = b"", False
 
     @property
     def pid(self) -> int:
@@ -74,8 +74,18 @@ class Hospital:
         self._input.write(json.dumps({"do": step, **details}).encode() + b"\n")
         self._input.flush()
 
+    def ready(self) -> None:
+        """Wait until it takes steps."""
+        if not self._ready:
+            assert self._line(30.0) == {"did": "start"}
+            self._ready = True
+
     def hear(self, within_s: float = 30.0) -> dict[str, Any]:
-        """Return the next thing it says; fails when it ends or takes too long."""
+        """Return the answer to the next step; fails when it ends or takes too long."""
+        self.ready()
+        return self._line(within_s)
+
+    def _line(self, within_s: float) -> dict[str, Any]:
         deadline = time.monotonic() + within_s
         with selectors.DefaultSelector() as selector:
             selector.register(self._output, selectors.EVENT_READ)

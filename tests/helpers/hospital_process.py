@@ -4,7 +4,8 @@
 
     python hospital_process.py TRUST_FILE
 
-Standard input brings one step a line, as JSON, and every step is answered by a line of JSON:
+It says ``{"did": "start"}``. Then standard input brings one step a line, as JSON, and every step is answered
+by a line of JSON:
 
 ==========================================================================  ===============================
 ``{"do": "accept", "round": FOLDER}``                                       ``{"did": "accept"}``
@@ -115,6 +116,7 @@ def main(trust: Path) -> int:
         links = StoppingLinks(file)
         with HospitalClient(file, identity=Identity.load(file.identity), links=links) as client:
             steps = Steps(client, links)
+            say(did="start")
             for line in sys.stdin:
                 step = json.loads(line)
                 try:

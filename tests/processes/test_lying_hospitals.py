@@ -342,6 +342,28 @@ def test_threat_18_a_second_upload_of_other_bytes_is_refused_and_the_first_count
     round_.check(site.collect(round_), site.names, {})
 
 
+def test_a_body_that_goes_on_after_the_closing_is_refused_and_not_counted(site: Site) -> None:
+    round_ = site.open()
+    others = [name for name in site.names if name != LIAR]
+    round_.contribution(LIAR)
+    lie = Lie(site, round_)
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(raw_from(site, number)) for number in range(3)]
+        bodies = [lie.parts.parts[raw.aggregator] for raw in slow]
+        for raw, body in zip(slow, bodies, strict=True):
+            raw.greet()
+            raw.request({"type": "upload", "header": lie.header}, len(body))
+            raw.frame("upload/body", body[:40])
+        site.submit(round_, others)
+        result = site.collect(round_)
+        for raw, body in zip(slow, bodies, strict=True):
+            raw.frame("upload/body", body[40:])
+            assert "takes no more uploads: this one came too late" in raw.answer()["text"]
+    round_.check(result, others, {LIAR: "missing"})
+    assert site.verdicts(round_)[LIAR] == "missing"
+    assert site.keeps_nothing(round_)
+
+
 def _memory(pid: int) -> int:
     """Return the most memory a process has had, in bytes."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
