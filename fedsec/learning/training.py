@@ -41,7 +41,8 @@ class LocalTrainer:
         self._loss = keras.losses.SparseCategoricalCrossentropy(
             from_logits=not gives_probabilities(model), reduction="sum"
         )
-        self._epoch = tf.function(self._run_epoch, reduce_retracing=True)
+        # Without AutoGraph, which cannot read this method on Python 3.13: the loop is spelt out.
+        self._epoch = tf.function(self._run_epoch, autograph=False, reduce_retracing=True)
 
     def fit(
         self,
@@ -83,12 +84,17 @@ class LocalTrainer:
 
     def _run_epoch(self, images: Any, labels: Any, order: Any) -> tuple[Any, Any]:
         """Take one step a batch; returns the summed loss and the number of right answers."""
-        loss, correct = tf.constant(0.0), tf.constant(0, tf.int64)
-        for start in tf.range(0, tf.shape(order)[0], self.batch_size):
+
+        def more(start: Any, _loss: Any, _correct: Any) -> Any:
+            return start < tf.shape(order)[0]
+
+        def one_step(start: Any, loss: Any, correct: Any) -> tuple[Any, Any, Any]:
             batch = order[start : start + self.batch_size]
             step_loss, step_correct = self._step(tf.gather(images, batch), tf.gather(labels, batch))
-            loss += step_loss
-            correct += step_correct
+            return start + self.batch_size, loss + step_loss, correct + step_correct
+
+        nothing = (tf.constant(0), tf.constant(0.0), tf.constant(0, tf.int64))
+        _, loss, correct = tf.while_loop(more, one_step, nothing)
         return loss, correct
 
     def _step(self, images: Any, labels: Any) -> tuple[Any, Any]:
