@@ -30,7 +30,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Raise ``Stopped`` in the main thread on SIGINT and SIGTERM; handlers are as before afterwards."""
+    """Raise ``Stopped`` in the main thread on SIGINT and SIGTERM; handlers of ours are as before afterwards."""
     received: list[int] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -52,7 +52,9 @@ def stop_on_signals() -> Iterator[None]:
         if received:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # A command that set its own, such as a party that ignores a second SIGTERM at its end, keeps it.
+            if signal.getsignal(number) is stop:
+                signal.signal(number, handler)
         sys.unraisablehook = hook
 
 
