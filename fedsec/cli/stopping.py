@@ -30,7 +30,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Raise ``Stopped`` in the main thread on SIGINT and SIGTERM; handlers of ours are as before afterwards."""
+    """Raise ``Stopped`` in the main thread on SIGINT and SIGTERM, and put the handlers back afterwards."""
     received: list[int] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
