@@ -7,7 +7,8 @@ PYTEST_DONT_REWRITE: nothing here is an ``assert``, and a test file imports this
 it.
 """
 
-from fedsec.testing.checks import CheckError, Example, ViewReport, check_view, view_report
+from fedsec.testing.checks import ViewReport, check_view, view_report
+from fedsec.testing.example import CheckError, Example
 from fedsec.testing.inputs import Additive, Bits, Secret
 from fedsec.testing.mutants import Mutant
 from fedsec.testing.plugin import check_protocol, protocol_seed

@@ -45,16 +45,32 @@ class Input(ABC):
         """
 
     @abstractmethod
-    def repeat(self, dealt: Dealt, lanes: int) -> Dealt:
-        """Copy an input of one lane into all lanes: the same secret and the same components."""
+    def repeat(self, dealt: Dealt, kinds: int, lanes: int) -> Dealt:
+        """Copy each lane of an input of ``kinds`` lanes into a run of lanes: same secret, same components.
+
+        Args:
+            dealt: An input of ``kinds`` lanes.
+            kinds: How many; a divisor of ``lanes``.
+            lanes: Lanes of the result; its first ``lanes / kinds`` are all the first of ``dealt``.
+        """
 
     @abstractmethod
     def share(self, dealt: Dealt, party_id: int, lanes: int) -> object:
         """Return what one party passes to the protocol."""
 
     def knowledge(self, dealt: Dealt, lanes: int) -> list[Row]:
-        """Return bits of all components, so of the secret too; a message must be a coin beside them."""
-        return [row for component in dealt.components for row in rows_of(component, lanes, self.known_bits)]
+        """Return bits of all components and of each two's sum; a message must be a coin beside them.
+
+        The sum of all three is the secret. Sums of two are what one party works with, and their bits do not
+        follow from the components' but by carries.
+        """
+        parts = dealt.components
+        sums = [self.join(parts[i], parts[(i + 1) % PARTIES]) for i in range(PARTIES)]
+        return [row for words in (*parts, *sums) for row in rows_of(words, lanes, self.known_bits)]
+
+    def join(self, first: RingArray, second: RingArray) -> RingArray:
+        """Return the sum of two components."""
+        return np.asarray(first + second)
 
     @property
     def known_bits(self) -> int:
@@ -98,12 +114,12 @@ class Secret(Input):
         first, second = stream.words(shape, ring), stream.words(shape, ring)
         return Dealt(plain, (first, second, np.asarray(plain - first - second)))
 
-    def repeat(self, dealt: Dealt, lanes: int) -> Dealt:
-        """Copy one lane into all."""
+    def repeat(self, dealt: Dealt, kinds: int, lanes: int) -> Dealt:
+        """Copy each lane into a run of lanes."""
         if not self.per_lane:
             return dealt
         plain, first, second, third = (
-            np.repeat(array, lanes, axis=0) for array in (dealt.plain, *dealt.components)
+            np.repeat(array, lanes // kinds, axis=0) for array in (dealt.plain, *dealt.components)
         )
         return Dealt(plain, (first, second, third))
 
@@ -113,7 +129,7 @@ class Secret(Input):
         return RepShare(parts[party_id], parts[(party_id + 1) % PARTIES], self.fraction_bits)
 
     def knowledge(self, dealt: Dealt, lanes: int) -> list[Row]:
-        """Return bits of all components; nothing where all lanes have the same."""
+        """Return bits of all components and their sums; nothing where all lanes have the same."""
         return super().knowledge(dealt, lanes) if self.per_lane else []
 
     @property
@@ -163,13 +179,16 @@ class Bits(Input):
         plain, first, second = (stream.words(shape, RING64).astype(np.uint64, copy=False) for _ in range(3))
         return Dealt(plain, (first, second, plain ^ first ^ second))
 
-    def repeat(self, dealt: Dealt, lanes: int) -> Dealt:
-        """Copy the first element's bits into all lanes."""
-        filled = tuple(
-            np.repeat((component[:, :1] & np.uint64(1)) * ~np.uint64(0), lanes // LANES, axis=1)
-            for component in (dealt.plain, *dealt.components)
+    def repeat(self, dealt: Dealt, kinds: int, lanes: int) -> Dealt:
+        """Copy each element's bits into a run of lanes."""
+        plain, first, second, third = (
+            _repeated_bits(planes, kinds, lanes) for planes in (dealt.plain, *dealt.components)
         )
-        return Dealt(filled[0], (filled[1], filled[2], filled[3]))
+        return Dealt(plain, (first, second, third))
+
+    def join(self, first: RingArray, second: RingArray) -> RingArray:
+        """Return the XOR of two components."""
+        return first ^ second
 
     def share(self, dealt: Dealt, party_id: int, lanes: int) -> object:
         """Return a party's boolean share."""
@@ -177,9 +196,30 @@ class Bits(Input):
         return BitShare(own.astype(np.uint64), following.astype(np.uint64), lanes)
 
 
+def _repeated_bits(planes: RingArray, kinds: int, lanes: int) -> RingArray:
+    octets = np.ascontiguousarray(planes).view(np.uint8)
+    bits = np.unpackbits(octets, axis=1, count=kinds, bitorder="little")
+    return np.packbits(np.repeat(bits, lanes // kinds, axis=1), axis=1, bitorder="little").view(np.uint64)
+
+
 def are_planes(words: RingArray, lanes: int) -> bool:
     """Return whether an array holds bit planes over the lanes, rather than words a lane."""
     return words.ndim == 2 and words.dtype == np.uint64 and words.shape[1] * LANES == lanes
+
+
+def by_lanes(words: RingArray, lanes: int) -> RingArray:
+    """Return an array whose first axis is the lanes as [lanes, words a lane].
+
+    Raises:
+        UsageError: The array's size is no multiple of the lanes: it cannot be told which part belongs to
+            which.
+    """
+    if words.size % lanes:
+        raise UsageError(
+            f"an array of {words.shape} does not fall into {lanes} lanes; give inputs whose first axis runs "
+            "along everything that the protocol sends"
+        )
+    return words.reshape(lanes, -1)
 
 
 def rows_of(words: RingArray, lanes: int, low_bits: int = 1) -> list[Row]:
@@ -190,20 +230,14 @@ def rows_of(words: RingArray, lanes: int, low_bits: int = 1) -> list[Row]:
     highest, which signs and carries depend on.
 
     Raises:
-        UsageError: The array's size is no multiple of the lanes: it cannot be told which part belongs to
-            which.
+        UsageError: The array's size is no multiple of the lanes.
     """
     if are_planes(words, lanes):
         return list(words.astype(np.uint64, copy=False))
-    if words.size % lanes:
-        raise UsageError(
-            f"an array of {words.shape} does not fall into {lanes} lanes; give inputs whose first axis runs "
-            "along everything that the protocol sends"
-        )
     bits = 8 * words.dtype.itemsize
     places = sorted({*range(min(low_bits, bits)), bits - 2, bits - 1})
     rows: list[Row] = []
-    for column in np.ascontiguousarray(words.reshape(lanes, -1).T):
+    for column in np.ascontiguousarray(by_lanes(words, lanes).T):
         planes = pack_bits(column, bits)
         rows.extend(planes[place] for place in places)
     return rows

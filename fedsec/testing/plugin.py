@@ -12,7 +12,8 @@ import pytest
 from fedsec.errors import UsageError
 from fedsec.mpc.costs import ProtocolFunction
 from fedsec.ring import KEY_BYTES, RING64, Ring, RingArray, fresh_key
-from fedsec.testing.checks import Agrees, Example, check_cost, check_teeth, check_value, check_view
+from fedsec.testing.checks import check_cost, check_teeth, check_value, check_view
+from fedsec.testing.example import Agrees, Example
 
 SEED_VARIABLE = "FEDSEC_TEST_SEED"
 
@@ -58,6 +59,7 @@ def check_protocol(
     ring: Ring = RING64,
     simulated: Callable[..., list[RingArray]] | None = None,
     broken: Sequence[Callable[..., Any]] = (),
+    receivers: Sequence[int] = (0, 1, 2),
 ) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Make four tests of one example: value, cost, view and teeth.
 
@@ -77,16 +79,27 @@ def check_protocol(
             alone.
         broken: Twins of the protocol, broken by hand, that the view check must catch beside the four broken
             streams.
+        receivers: Ids of the parties that get a result; the others must return None.
+
+    Raises:
+        UsageError: The receivers are no parties; or, from the decorator, the function's name does not begin
+            with ``test_``.
     """
 
     def decorate(plain: Callable[..., Any]) -> Callable[..., None]:
-        example = Example(protocol, inputs, plain, agrees, ring, simulated, tuple(broken))
+        name = getattr(plain, "__name__", "?")
+        if not name.startswith("test_"):
+            # Pytest would not collect it, and all four checks would be gone without a word.
+            raise UsageError(
+                f"the name of an example must begin with test_, got {name!r}; call it test_{name}"
+            )
+        example = Example(protocol, inputs, plain, agrees, ring, simulated, tuple(broken), tuple(receivers))
 
         @pytest.mark.parametrize("check", CHECKS)
         def test(check: str, protocol_seed: bytes) -> None:
             CHECKS[check](example, protocol_seed)
 
-        test.__name__ = getattr(plain, "__name__", "test")
+        test.__name__ = name
         test.__doc__ = plain.__doc__
         return test
 

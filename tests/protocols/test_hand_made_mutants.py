@@ -11,17 +11,51 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsec.mpc import Party, comparison, is_negative, multiply, select, truncate, two_holders
+from fedsec.mpc import (
+    Party,
+    comparison,
+    is_negative,
+    matmul,
+    multiply,
+    reshare,
+    select,
+    truncate,
+    two_holders,
+)
 from fedsec.mpc.party import BIT_WORDS, Stream
-from fedsec.ring import Ring, RingArray, ring_of
-from fedsec.testing import Bits, Example, Secret, view_report
+from fedsec.mpc.simulator import RecordingParty
+from fedsec.ring import Ring, RingArray, ring_of, signed
+from fedsec.testing import Additive, Bits, Example, Secret, view_report
+from fedsec.testing.checks import check_value
 
 pytest_plugins = ["fedsec.testing"]
 
-TRUNCATE = Example(truncate, {"x": Secret(low=-5000, high=5000, fraction_bits=13), "bits": 13})
-SIGN = Example(is_negative, {"x": Secret(low=-16, high=15, window_bits=5), "window_bits": 5})
+
+def _is_floor_or_one_less(result: Any, expected: Any) -> bool:
+    return bool(np.isin(expected - signed(result), (0, 1)).all())
+
+
+TRUNCATE = Example(
+    truncate,
+    {"x": Secret(low=-5000, high=5000, fraction_bits=13), "bits": 13},
+    plain=lambda x, bits: signed(x) >> bits,
+    agrees=_is_floor_or_one_less,
+)
+TRUNCATE_40 = Example(
+    truncate,
+    {"x": Secret(low=-(2**60), high=2**60, fraction_bits=40), "bits": 40},
+    plain=lambda x, bits: signed(x) >> bits,
+    agrees=_is_floor_or_one_less,
+)
+SIGN = Example(
+    is_negative,
+    {"x": Secret(low=-16, high=15, window_bits=5), "window_bits": 5},
+    plain=lambda x, window_bits: signed(x) < 0,
+)
 SELECT = Example(select, {"bit": Bits(), "x": Secret(low=-9, high=9)})
 MULTIPLY = Example(multiply, {"x": Secret(), "y": Secret()})
+RESHARE = Example(reshare, {"words": Additive()})
+MATMUL = Example(matmul, {"x": Secret((3,)), "w": Secret((3, 2), per_lane=False)})
 
 PartAndMask = tuple[RingArray, RingArray]
 
@@ -56,6 +90,64 @@ def test_a_transfer_with_spoiled_masks_is_noticed(
     monkeypatch.setattr(two_holders, "_part_and_mask", mutant)
 
     assert not view_report(example, protocol_seed).hides
+
+
+class _RhoAgain:
+    """The stream of parties 0 and 1 in ``sum_and_product``: of its three draws, one more is the first."""
+
+    def __init__(self, stream: Stream, draw: int) -> None:
+        self._stream = stream
+        self._draw = draw
+        self._taken: list[RingArray] = []
+
+    def words(self, shape: int | tuple[int, ...], ring: Ring = BIT_WORDS) -> RingArray:
+        words = self._stream.words(shape, ring)
+        self._taken.append(words)
+        place = len(self._taken) - 1
+        if place % 3 != self._draw:
+            return words
+        return self._taken[place - self._draw][: len(words)].astype(words.dtype)
+
+
+@pytest.mark.parametrize("example", [SIGN, TRUNCATE, TRUNCATE_40], ids=["sign", "truncate 13", "truncate 40"])
+@pytest.mark.parametrize("draw", [1, 2], ids=["rho is s_1", "rho is mask_1"])
+def test_a_transfer_that_uses_the_mask_of_the_sum_again_is_noticed(
+    example: Example, draw: int, monkeypatch: pytest.MonkeyPatch, protocol_seed: bytes
+) -> None:
+    """With s_1 = rho, party 2 reads x_0 + x_1 wherever its own bit is 0: rest + choice = x_0 + x_1."""
+    honest = Party.stream_with
+    wrapped: dict[int, _RhoAgain] = {}
+
+    def spoiled(party: Party, other: int) -> Stream:
+        if {party.id, other} != {0, 1}:
+            return honest(party, other)
+        return wrapped.setdefault(id(party), _RhoAgain(honest(party, other), draw))
+
+    monkeypatch.setattr(Party, "stream_with", spoiled)
+
+    check_value(example, protocol_seed)
+    assert not view_report(example, protocol_seed).hides
+
+
+@pytest.mark.parametrize("pair", [{0, 1}, {1, 2}, {0, 2}], ids=str)
+def test_a_zero_share_of_bits_that_one_pair_uses_again_in_the_next_round_is_noticed(
+    pair: set[int], monkeypatch: pytest.MonkeyPatch, protocol_seed: bytes
+) -> None:
+    first: dict[tuple[int, int], RingArray] = {}
+
+    def spoiled(party: RecordingParty, shape: tuple[int, ...]) -> RingArray:
+        share = np.zeros(shape, dtype=np.uint64)
+        for other in (party.previous_id, party.following_id):
+            words = party._streams[other].zero_bits.words(shape, BIT_WORDS)
+            if {party.id, other} == pair:
+                words = first.setdefault((id(party), len(party.view.calls)), words)[: shape[0]]
+            share ^= words
+        return share
+
+    monkeypatch.setattr(Party, "zero_bits", spoiled)
+
+    check_value(SIGN, protocol_seed)
+    assert not view_report(SIGN, protocol_seed).hides
 
 
 class _Repeating:
@@ -117,6 +209,48 @@ def test_a_product_with_a_spoiled_zero_share_is_noticed(
     assert not view_report(MULTIPLY, protocol_seed).hides
 
 
+def _known_bits(mask: int) -> Callable[..., RingArray]:
+    """Return a zero share of which the receiver knows these bits: they hold its own stream's word alone."""
+
+    def zero_share(party: Party, shape: tuple[int, ...]) -> RingArray:
+        earlier = party._streams[party.previous_id].zero_words.words(shape, party.ring)
+        later = party._streams[party.following_id].zero_words.words(shape, party.ring)
+        return np.asarray((earlier - later) & np.uint64(~mask % 2**64) | earlier & np.uint64(mask))
+
+    return zero_share
+
+
+@pytest.mark.parametrize("example", [MULTIPLY, RESHARE, MATMUL], ids=["multiply", "reshare", "matmul"])
+@pytest.mark.parametrize(
+    "known", [(2**32 - 1) << 32, 2**62 - 2, 0xFF << 24], ids=["upper half", "bits 1 to 61", "one byte"]
+)
+def test_a_zero_share_of_which_the_receiver_knows_some_bits_is_noticed(
+    example: Example, known: int, monkeypatch: pytest.MonkeyPatch, protocol_seed: bytes
+) -> None:
+    monkeypatch.setattr(Party, "zero_share", _known_bits(known))
+
+    assert not view_report(example, protocol_seed).hides
+
+
+def _middle_bits_again(party: RecordingParty, shape: tuple[int, ...]) -> RingArray:
+    """A share of zero whose bits 1 to 61 are those of the call before."""
+    words = []
+    for other in (party.previous_id, party.following_id):
+        fresh = party._streams[other].zero_words.words(shape, party.ring)
+        kept = party.__dict__.setdefault("kept", {}).setdefault(other, fresh)
+        middle = np.uint64(2**62 - 2)
+        words.append(kept & middle | fresh & ~middle)
+    return np.asarray(words[0] - words[1])
+
+
+def test_a_zero_share_whose_middle_bits_come_again_in_the_next_call_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, protocol_seed: bytes
+) -> None:
+    monkeypatch.setattr(Party, "zero_share", _middle_bits_again)
+
+    assert not view_report(MULTIPLY, protocol_seed).hides
+
+
 def test_the_protocols_as_they_are_hide_their_inputs(protocol_seed: bytes) -> None:
-    for example in (TRUNCATE, SIGN, SELECT, MULTIPLY):
+    for example in (TRUNCATE, TRUNCATE_40, SIGN, SELECT, MULTIPLY, RESHARE, MATMUL):
         assert view_report(example, protocol_seed).hides

@@ -58,6 +58,7 @@ def _reveal_to_everyone(party: Party, x: RepShare, receiver: int) -> RingArray |
     inputs={"x": Secret(), "receiver": 1},
     simulated=_to_the_receiver_alone,
     broken=[_reveal_to_everyone],
+    receivers=[1],
 )
 def test_reveal_to(x: Any, receiver: int) -> Any:
     return x

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from fedsec.errors import UsageError
-from fedsec.mpc import PROTOCOLS, Cost, Party, multiply, protocol, reveal
+from fedsec.mpc import PROTOCOLS, Cost, Party, multiply, protocol, reshare, reveal, reveal_to
 from fedsec.ring import RING64, KeyedStream, Ring, RingArray, derive_key
+from fedsec.sharing.boolean import unpack_bits
 from fedsec.sharing.replicated import RepShare
 from fedsec.testing import Additive, Bits, CheckError, Example, Mutant, Secret, check_protocol, view_report
 from fedsec.testing.checks import check_cost, check_teeth, check_value, check_view
 from fedsec.testing.inputs import rows_of
 from fedsec.testing.plugin import SEED_VARIABLE, seed_of_this_run
+from fedsec.transport import Deadline
 
 SEED = secrets.token_bytes(32)
 INPUTS = {"x": Secret(), "y": Secret()}
@@ -71,10 +73,10 @@ def test_a_protocol_without_a_mask_gives_the_right_value_and_fails_the_view_chec
 
 @pytest.mark.parametrize("mutant", Mutant)
 def test_each_broken_stream_leaves_the_value_right_and_is_noticed_by_one_of_the_tests(mutant: Mutant) -> None:
-    """The table of p-values in the docs: neither test alone catches all four."""
+    """The table in the tutorial."""
     report = view_report(Example(multiply, INPUTS), SEED, mutant)
 
-    notices_fixed = {Mutant.NO_MASK, Mutant.LOW_HALF}
+    notices_fixed = {Mutant.NO_MASK, Mutant.LOW_HALF, Mutant.KNOWN_TO_ALL, Mutant.USED_TWICE}
     notices_random = {Mutant.NO_MASK, Mutant.KNOWN_TO_ALL, Mutant.USED_TWICE}
     assert (report.fixed < 1e-12) == (mutant in notices_fixed)
     assert (report.random < 1e-12) == (mutant in notices_random)
@@ -122,15 +124,23 @@ def _stream() -> KeyedStream:
 
 
 @pytest.mark.parametrize("spec", [Secret((2,), low=-5, high=9), Additive((3,)), Bits(2)])
-def test_inputs_add_up_and_repeat_one_lane(spec: Secret | Bits) -> None:
+def test_inputs_add_up_and_fill_runs_of_lanes(spec: Secret | Bits) -> None:
     dealt = spec.deal(128, RING64, _stream(), 0)
-    one = spec.repeat(spec.deal(1, RING64, _stream(), None), 128)
+    kinds = spec.deal(4, RING64, _stream(), None)
+    runs = spec.repeat(kinds, 4, 128)
 
     join: Callable[..., Any] = np.bitwise_xor.reduce if isinstance(spec, Bits) else np.add.reduce
-    for inputs in (dealt, one):
+    for inputs in (dealt, kinds, runs):
         assert np.array_equal(join(np.stack(inputs.components)), inputs.plain)
-    lanes = one.plain.T if isinstance(spec, Bits) else one.plain
-    assert np.all(lanes == lanes[0])
+    if isinstance(spec, Bits):
+        one_by_one, all_lanes = (
+            [unpack_bits(d.plain[i : i + 1], n) for i in range(2)] for d, n in ((kinds, 4), (runs, 128))
+        )
+        assert [list(np.repeat(row, 32)) for row in one_by_one] == [list(row) for row in all_lanes]
+    else:
+        assert np.array_equal(
+            runs.plain.reshape(4, 32, -1), np.repeat(kinds.plain[:, np.newaxis], 32, axis=1)
+        )
 
 
 def test_values_stay_in_their_range_and_meet_the_edges() -> None:
@@ -151,8 +161,68 @@ def test_the_seed_comes_from_the_environment_if_it_is_there(monkeypatch: pytest.
 
 
 def test_the_decorator_gives_one_test_four_ways() -> None:
-    made = check_protocol(multiply, inputs=INPUTS)(product)
+    def test_product(x: Any, y: Any) -> Any:
+        return x * y
+
+    made = check_protocol(multiply, inputs=INPUTS)(test_product)
 
     (mark,) = made.pytestmark  # type: ignore[attr-defined]
     assert list(mark.args[1]) == ["value", "cost", "view", "teeth"]
-    assert made.__name__ == "product"
+    assert made.__name__ == "test_product"
+
+
+def test_an_example_that_pytest_would_not_collect_is_refused() -> None:
+    """Its four checks would vanish without a word."""
+    with pytest.raises(UsageError, match="begin with test_, got 'product'; call it test_product"):
+        check_protocol(multiply, inputs=INPUTS)(product)
+
+
+def test_a_result_for_nobody_fails_the_value_check() -> None:
+    def nothing(party: Party, x: RepShare, y: RepShare) -> None:
+        return None
+
+    def not_for_party_2(party: Party, x: RepShare, y: RepShare) -> RingArray | None:
+        opened = reveal(party, multiply(party, x, y))
+        return None if party.id == 2 else opened
+
+    with pytest.raises(CheckError, match=r"a result to parties \[\], it should to \[0, 1, 2\]"):
+        check_value(Example(nothing, INPUTS, plain=product), SEED)
+    with pytest.raises(CheckError, match=r"a result to parties \[0, 1\]"):
+        check_value(Example(not_for_party_2, INPUTS, plain=product), SEED)
+
+
+def test_a_result_for_more_than_the_receivers_fails_the_value_check() -> None:
+    def to_everyone(party: Party, x: RepShare, receiver: int) -> RingArray:
+        return reveal(party, x)
+
+    inputs = {"x": Secret(), "receiver": 1}
+    for function, fails in ((reveal_to, False), (to_everyone, True)):
+        example = Example(function, inputs, plain=lambda x, receiver: x, receivers=(1,))
+        if fails:
+            with pytest.raises(CheckError, match=r"it should to \[1\]"):
+                check_value(example, SEED)
+        else:
+            check_value(example, SEED)
+    for receivers in ((), (3,)):
+        with pytest.raises(UsageError, match="receivers are party ids"):
+            Example(reveal_to, inputs, receivers=receivers)
+
+
+@pytest.mark.parametrize(
+    ("read", "checks"),
+    [(True, (check_value, check_view)), (False, (check_value,))],
+    ids=["read", "left in the channel"],
+)
+def test_what_is_sent_beside_exchange_is_noticed(read: bool, checks: tuple[Callable[..., None], ...]) -> None:
+    def aside(party: Party, words: RingArray) -> RepShare:
+        shared = reshare(party, words)
+        deadline = Deadline.after(5)
+        party._channels[party.previous_id].send("aside", words.tobytes(), deadline)
+        if read:
+            party._channels[party.following_id].receive("aside", max_bytes=1 << 26, deadline=deadline)
+        return shared
+
+    example = Example(aside, {"words": Additive()}, plain=lambda words: words)
+    for check in checks:
+        with pytest.raises(CheckError, match=r"aside sent party-\d \d+ bytes, of which \d+ went through"):
+            check(example, SEED)
