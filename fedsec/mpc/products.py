@@ -31,7 +31,11 @@ def reshare(party: Party, words: RingArray, fraction_bits: int = 0) -> RepShare:
                it does not know the last stream, so the message is uniform to it. Without the zero share it
                would be w_i itself.
     Source:    Araki et al. 2016.
+
+    Raises:
+        UsageError: The words are of another ring than the session's.
     """
+    _require_words_of_ring(party, words)
     # Local: a share of zero makes this party's summand uniform to the receiver.
     z_own = party.zero_share(words.shape)
     z_own += words
@@ -61,7 +65,12 @@ def multiply(party: Party, x: RepShare, y: RepShare) -> RepShare:
                the message would tell it x_i * y_(i+1) + x_(i+1) * y_i. ``alpha`` holds a stream that the
                receiver does not share, so the message is uniform to it; it is used once.
     Source:    Araki et al. 2016.
+
+    Raises:
+        UsageError: A factor is of another ring than the session's.
     """
+    require_ring(party, x)
+    require_ring(party, y)
     # Local: this party's three of the nine products, masked by its share of a fresh zero.
     alpha = party.zero_share(np.broadcast_shapes(x.shape, y.shape))
     z_own = x.own * (y.own + y.next) + x.next * y.own + alpha
@@ -111,7 +120,11 @@ def require_ring(party: Party, x: RepShare) -> None:
     Raises:
         UsageError: The rings differ.
     """
-    if ring_of(x.own) != party.ring:
+    _require_words_of_ring(party, x.own)
+
+
+def _require_words_of_ring(party: Party, words: RingArray) -> None:
+    if ring_of(words) != party.ring:
         raise UsageError(
-            f"the session computes in {party.ring}, the share is of {x.ring}; share it in that ring"
+            f"the session computes in {party.ring}, the share is of {ring_of(words)}; share it in that ring"
         )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from fedsec.errors import DeadlineError, PeerLostError, ProtocolError, UsageError
-from fedsec.mpc import Layout, Party, multiply, pair_streams, reveal, simulate, truncate
+from fedsec.mpc import Layout, Party, multiply, pair_streams, reshare, reveal, simulate, truncate
 from fedsec.ring import RING32, RING64, Ring, RingArray, fresh_key, fresh_stream
 from fedsec.sharing import replicated
 from fedsec.transport import memory_mesh
@@ -140,11 +142,24 @@ def test_when_all_links_break_the_error_is_a_lost_peer() -> None:
         simulate(program)
 
 
-def test_a_share_of_another_ring_is_refused() -> None:
-    shares = replicated.share(np.array([3], dtype=RING32.dtype), fresh_stream(), fraction_bits=2)
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        lambda party, small, _large: truncate(party, small, 2),
+        lambda party, small, _large: multiply(party, small, small),
+        multiply,
+        lambda party, small, large: multiply(party, large, small),
+        lambda party, small, _large: reshare(party, small.own),
+    ],
+    ids=["truncate", "multiply", "multiply, first", "multiply, second", "reshare"],
+)
+def test_a_share_of_another_ring_is_refused(protocol: Callable[..., object]) -> None:
+    """Mixed silently, a 32-bit factor would be widened and its components would no longer add up to it."""
+    small = replicated.share(np.array([3], dtype=RING32.dtype), fresh_stream(), fraction_bits=2)
+    large = replicated.share(np.array([3], dtype=RING64.dtype), fresh_stream(), fraction_bits=2)
 
     with pytest.raises(UsageError, match="share it in that ring"):
-        simulate(lambda party: truncate(party, shares[party.id], 2))
+        simulate(lambda party: protocol(party, small[party.id], large[party.id]))
 
 
 def test_a_fourth_party_does_not_exist() -> None:

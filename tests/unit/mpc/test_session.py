@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -23,9 +24,10 @@ def _establish_all(
     settings: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
     then: Callable[[Party], Any] = lambda party: party,
     seconds: float = 2.0,
+    mesh: Mapping[tuple[str, str], Any] | None = None,
 ) -> tuple[list[Any], list[BaseException | None]]:
     """All three parties establish a session, some settings changed; returns results and errors by party."""
-    mesh = memory_mesh(NAMES)
+    mesh = memory_mesh(NAMES) if mesh is None else mesh
     results: list[Any] = [None] * 3
     errors: list[BaseException | None] = [None] * 3
 
@@ -40,7 +42,7 @@ def _establish_all(
         except (ProtocolError, DeadlineError, UsageError) as error:
             errors[i] = error
 
-    threads = [threading.Thread(target=join, args=(i,)) for i in range(3)]
+    threads = [threading.Thread(target=join, args=(i,), name=NAMES[i]) for i in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -116,6 +118,59 @@ def test_a_contribution_other_than_the_committed_one_is_refused(monkeypatch: pyt
 
     assert results[:2] == [None, None]
     assert all("carol sent another contribution" in str(error) for error in errors[:2])
+
+
+def _hello_of(party_id: int, contribution: bytes) -> bytes:
+    digest = hashlib.sha256(b"s").digest()
+    commitment = session._commitment(digest, party_id, contribution)
+    return session._Hello(64, party_id, digest, commitment).to_bytes()
+
+
+def test_no_contribution_leaves_before_both_commitments_are_here() -> None:
+    """Bob commits, carol does not: alice opens her own commitment to neither."""
+    mesh = memory_mesh(NAMES, record=True)
+    mesh["bob", "alice"].send("session/hello", _hello_of(1, bytes(32)), Deadline.after(1))
+
+    with pytest.raises(DeadlineError, match="carol"):
+        establish(0, mesh["alice", "carol"], mesh["alice", "bob"], b"s", Deadline.after(0.1))
+
+    for other in ("bob", "carol"):
+        sent = [r.label for r in mesh["alice", other].meter.log if r.event == "send"]
+        assert sent == ["session/hello"]
+
+
+def _contributions(mesh: Mapping[tuple[str, str], Any]) -> list[bytes]:
+    return [
+        payload
+        for channel in mesh.values()
+        for label, payload in channel.received
+        if label == "session/contribution"
+    ]
+
+
+def test_every_end_of_every_link_contributes_fresh_bytes_in_every_session() -> None:
+    """One contribution for both neighbours would tell the third party half of a pair's secret."""
+    contributions: list[bytes] = []
+    for _ in range(3):
+        mesh = memory_mesh(NAMES, record=True)
+        _results, errors = _establish_all(mesh=mesh)
+        assert errors == [None, None, None]
+        contributions += _contributions(mesh)
+
+    assert len(contributions) == 18
+    assert len(set(contributions)) == 18
+
+
+def test_a_secret_is_fresh_if_one_ends_generator_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alice's generator gives the same bytes again and again; the keys of her pairs do not repeat."""
+    fresh = session.fresh_key
+    monkeypatch.setattr(
+        session, "fresh_key", lambda: bytes(32) if threading.current_thread().name == "alice" else fresh()
+    )
+
+    seen = [_establish_all(then=_stream_words)[0][0] for _ in range(2)]
+
+    assert len({words for of_session in seen for words in of_session.values()}) == 4
 
 
 def test_both_contributions_and_the_hellos_enter_the_key() -> None:
