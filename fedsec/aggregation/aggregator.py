@@ -6,7 +6,6 @@ There are no sockets here. ``service`` puts it behind a port, ``memory`` connect
 from __future__ import annotations
 
 import math
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -47,7 +46,7 @@ from fedsec.aggregation.messages import (
     stored_payload,
     unseal,
 )
-from fedsec.aggregation.parts import PartFolder, PartWriter, part_bytes
+from fedsec.aggregation.parts import PartFolder, PartWriter, erase_folder, part_bytes
 from fedsec.aggregation.policy import Policy
 from fedsec.aggregation.round import Round
 from fedsec.aggregation.signing import Buffer, Signer, sign
@@ -84,6 +83,7 @@ class Aggregator:
         self._to_greet = {name for name in policy.aggregators if name != signer.name}
         self._farewells: set[Outgoing] = set()
         self._rounds = {row.key: self._load(row) for row in self._store.rounds()}
+        self._unclean: list[Round] = []
         self._remove_orphans()
         self._handlers: dict[type[Any], Callable[[Peer, Any], tuple[msgspec.Struct, bytes]]] = {
             Announce: self._announce,
@@ -152,6 +152,7 @@ class Aggregator:
                     round_.abort(f"aggregator '{self.name}' cannot use its state: {error}")
                 if round_.state.final:
                     self._leave(round_)
+            self._unclean = [round_ for round_ in self._unclean if not round_.clean()]
 
     def next_deadline(self) -> float:
         """Return when the next round is due by the clock (seconds since the epoch), or infinity."""
@@ -315,6 +316,7 @@ class Aggregator:
 
     def _leave(self, round_: Round) -> None:
         del self._rounds[round_.key]
+        self._unclean.append(round_)
         if round_.state is State.ABORTED:
             message = AbortRound(round_.announcement.id, round_.reason)
             counter = self._store.chain().counter
@@ -346,7 +348,7 @@ class Aggregator:
         active = {round_.folder.path for round_ in self._rounds.values()}
         for folder in self._store.parts_root.iterdir():
             if folder not in active:
-                shutil.rmtree(folder, ignore_errors=True)
+                erase_folder(folder)
         for round_ in self._rounds.values():
             if round_.state is State.OPEN:
                 round_.folder.create()

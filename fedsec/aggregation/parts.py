@@ -36,6 +36,8 @@ from fedsec.ring import RingArray, ring_of
 from fedsec.sharing import compressed
 
 CHUNK_BYTES = 1 << 20
+_ERASED = ".erased"
+_ERASE_ATTEMPTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,17 +191,44 @@ class PartFolder:
             return (self.path / "sum").read_bytes()
 
     def erase_parts(self, keep: Collection[bytes] = ()) -> None:
-        """Remove every part but those of the uploads to keep; the sum share stays."""
+        """Remove every part but those of the uploads to keep; the sum share stays.
+
+        Raises:
+            StateError: The disk does not take it.
+        """
         kept = {self.part(upload_id) for upload_id in keep}
         with _disk_errors():
             for file in [*self.path.glob("*.part"), *self.path.glob("*.draft")]:
                 if file not in kept:
-                    file.unlink()
+                    # An upload that ends at this moment removes its draft itself.
+                    file.unlink(missing_ok=True)
 
     def erase(self) -> None:
-        """Remove the folder with all that is in it."""
+        """Remove the folder with all that is in it, also while uploads are under way.
+
+        Raises:
+            StateError: Something is left; call again, or :func:`erase_folder` what bears another name now.
+        """
+        # Under its new name no upload finds it any more, to begin a draft in it or to remove one from it.
+        aside = self.path.with_suffix(f".{secrets.token_hex(4)}{_ERASED}")
         with _disk_errors(), contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.path)
+            self.path.rename(aside)
+        for folder in self.path.parent.glob(f"{self.path.name}.*{_ERASED}"):
+            erase_folder(folder)
+
+
+def erase_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it.
+
+    Raises:
+        StateError: Something is left.
+    """
+    for _ in range(_ERASE_ATTEMPTS):
+        # One file that vanishes meanwhile must not keep the others: the check is what is left at the end.
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+    raise StateError(f"the folder '{folder.name}' of a round that has ended cannot be removed from the disk")
 
 
 def sum_parts(layout: Layout, parts: Sequence[tuple[Path, bool]]) -> RingArray:

@@ -12,6 +12,7 @@ away only in ``agreed`` and only to the recipient in the announcement. ``finishe
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Collection
 
@@ -44,6 +45,8 @@ from fedsec.aggregation.store import RoundRow, State, same_statement
 from fedsec.errors import ProtocolError, RoundAbortedError, StateError, TrustError
 from fedsec.ring import RingArray
 
+_log = logging.getLogger(__name__)
+
 
 class Round:
     """The state of one round; every method leaves the store consistent, also when it raises."""
@@ -63,6 +66,7 @@ class Round:
         self._close_asked = False
         self._delivered: set[tuple[str, str]] = set()
         self._checksum: Checksum | None = None
+        self._clean = False
 
     def __repr__(self) -> str:
         return f"Round({self.announcement.id}, {self.state})"
@@ -166,12 +170,25 @@ class Round:
         if self.state.final:
             return
         self._move(State.ABORTED, 0.0, reason)
-        self._clean()
+        self.clean()
 
     def stop(self, reason: str) -> None:
         """Abort, unless the aggregators have agreed: then the sum share may already be out."""
         if self.state is not State.AGREED:
             self.abort(reason)
+
+    def clean(self) -> bool:
+        """Erase what a final round still holds; False when something is left and it has to be tried again."""
+        self._checksum = None
+        left = False
+        for erase in () if self._clean else (self.folder.erase, lambda: self._context.store.forget(self.key)):
+            try:
+                erase()
+            except StateError as error:
+                left = True
+                _log.error("%s has ended and its traces are not erased yet: %s", self.announcement.id, error)
+        self._clean = not left
+        return self._clean
 
     def resume(self) -> None:
         """Remove files that a crash left behind: parts that were never acknowledged or are summed already."""
@@ -204,7 +221,7 @@ class Round:
         """Erase the sum share of an agreed round; end one that is not agreed."""
         if self.state is State.AGREED:
             self._move(State.FINISHED, 0.0)
-            self._clean()
+            self.clean()
         else:
             self.abort("the server ended the round before the aggregators agreed")
 
@@ -261,7 +278,11 @@ class Round:
             self._context.store.set_included(self.key, found.included, found.excluded)
             self._say_inside("set", State.SIGNED, sealed, chain)
         self._enter(State.SIGNED)
-        self.folder.erase_parts()
+        try:
+            self.folder.erase_parts()
+        except StateError as error:
+            # The set is signed and the sum is stored: the rest goes with the folder when the round ends.
+            _log.warning("parts of %s stay on disk until its end: %s", self.announcement.id, error)
 
     def _leave_signed(self) -> None:
         sets = self._context.store.statements(self.key, "set")
@@ -341,8 +362,3 @@ class Round:
             missing = ", ".join(f"'{name}'" for name in self._keys if name not in present)
             waited = f"{self._context.policy.agreement_s:g} s"
             self.abort(f"aggregator {missing} did not send its {what} within {waited}")
-
-    def _clean(self) -> None:
-        self._checksum = None
-        self.folder.erase()
-        self._context.store.forget(self.key)

@@ -1,17 +1,20 @@
 """Crashes, restarts, full disks, damaged files; what is left on disk afterwards; memory."""
 
+import os
+import shutil
 import sqlite3
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 from aggregation_world import World, contribution, soon
 
 from fedsec.aggregation.encoding import encode_update
-from fedsec.aggregation.messages import CollectSum, SetSignature, Upload, UploadList
+from fedsec.aggregation.messages import CollectSum, FinishRound, SetSignature, Upload, UploadList
 from fedsec.aggregation.parts import make_parts, sum_parts
 from fedsec.aggregation.store import _sqlite_errors
-from fedsec.errors import FedsecError, RoundAbortedError, StateError
+from fedsec.errors import FedsecError, PeerLostError, RoundAbortedError, StateError
 
 
 def opened(world):
@@ -192,6 +195,119 @@ def test_threat_54_parts_are_gone_as_soon_as_the_set_is_signed(world):
     for name in world.network.aggregators:
         files = [path.name for path in (world.state_of(name) / "rounds").rglob("*") if path.is_file()]
         assert files == ["sum"]
+
+
+def half_an_upload(world, announcement, hospital, meanwhile):
+    """Begin an upload to every aggregator, do something and lose the connection."""
+    one = contribution(9)
+    words = encode_update(announcement.layout, one.update, one.num_examples, one.metrics)
+    parts = make_parts(announcement, hospital, words)
+    aggregators = list(parts.parts)
+
+    def begin():
+        if not aggregators:
+            meanwhile()
+            return
+        name = aggregators.pop()
+
+        def chunks():
+            yield parts.parts[name][:40]
+            begin()
+            raise PeerLostError("the hospital closed its connection")
+
+        with pytest.raises(PeerLostError):
+            world.network.aggregators[name].handle(hospital.peer, Upload(parts.header), chunks())
+
+    begin()
+    return {name: part[32:40] for name, part in parts.parts.items()}
+
+
+def files_of_rounds(world):
+    return [path.name for path in (world.folder / "parties").glob("*/rounds/**/*")]
+
+
+@pytest.mark.parametrize("present", [3, 1], ids=["finished", "aborted"])
+def test_threat_54_an_upload_under_way_leaves_nothing_behind(world, present):
+    announcement, signed = opened(world)
+    for seed, hospital in enumerate(world.hospitals[:present]):
+        world.submit(hospital, announcement, signed, contribution(seed))
+    seen = []
+
+    def end():
+        seen.extend(name for name in files_of_rounds(world) if name.endswith(".draft"))
+        world.close_uploads(announcement)
+        for name in world.network.aggregators:
+            world.network.ask(world.server.peer, name, FinishRound(announcement.id))
+        world.network.pump()
+        assert files_of_rounds(world) == []
+
+    half_an_upload(world, announcement, world.hospitals[3], end)
+    assert len(seen) == 3
+    assert files_of_rounds(world) == []
+
+
+def test_threat_16_an_upload_that_ends_while_parts_are_erased_costs_nobody_the_round(world, monkeypatch):
+    """Between the listing of the folder and the removal of a draft, the upload may remove it itself."""
+    announcement, signed = opened(world)
+    for seed, hospital in enumerate(world.hospitals[:3]):
+        world.submit(hospital, announcement, signed, contribution(seed))
+    glob = Path.glob
+
+    def listed_before_it_ended(self, pattern):
+        return [*glob(self, pattern), *([self / "ended.draft"] if pattern == "*.draft" else [])]
+
+    monkeypatch.setattr(Path, "glob", listed_before_it_ended)
+    assert world.collect(announcement).included_count == 3
+
+
+def test_threat_16_parts_that_cannot_be_removed_yet_do_not_undo_a_signed_set(world, monkeypatch):
+    announcement, signed = opened(world)
+    for seed, hospital in enumerate(world.hospitals[:3]):
+        world.submit(hospital, announcement, signed, contribution(seed))
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        world.close_uploads(announcement)
+    assert world.collect(announcement).included_count == 3
+    assert files_of_rounds(world) == []
+
+
+def test_threat_54_a_draft_that_vanishes_meanwhile_keeps_no_other_part(world, monkeypatch):
+    announcement, signed = opened(world)
+    for seed, hospital in enumerate(world.hospitals[:3]):
+        world.submit(hospital, announcement, signed, contribution(seed))
+    unlink, gone = os.unlink, []
+
+    def vanishes_first(path, **keywords):
+        unlink(path, **keywords)
+        if not gone:
+            gone.append(path)
+            raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(os, "unlink", vanishes_first)
+    world.network.ask(world.server.peer, "agg-0", FinishRound(announcement.id))
+    assert gone
+    assert list((world.state_of("agg-0") / "rounds").iterdir()) == []
+
+
+def test_threat_54_what_cannot_be_erased_at_once_is_erased_later(world, monkeypatch):
+    announcement, signed = opened(world)
+    for seed, hospital in enumerate(world.hospitals[:3]):
+        world.submit(hospital, announcement, signed, contribution(seed))
+    aggregator = world.network.aggregators["agg-0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        world.network.ask(world.server.peer, "agg-0", FinishRound(announcement.id))
+        aggregator.advance()
+        assert list((world.state_of("agg-0") / "rounds").rglob("*.part"))
+        # The shares of the checksums are in the database; a folder that stays must not keep them.
+        rows = aggregator._store._db.execute("SELECT checksum FROM uploads").fetchall()
+        assert rows == [(None,)] * 3
+    aggregator.advance()
+    assert list((world.state_of("agg-0") / "rounds").iterdir()) == []
 
 
 def test_threat_54_the_hospital_keeps_no_update(world):
