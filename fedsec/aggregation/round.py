@@ -2,9 +2,9 @@
 
 ::
 
-    open --(deadline, whole roster, server)--> listed --(n lists)--> signed --(n set signatures)--> agreed
-                                                                                                      |
-      any of open, listed, signed --(deadline, cohort, contradiction, server)--> aborted      finished <+
+    open --(deadline, server)--> listed --(n lists)--> signed --(n set signatures)--> agreed --> finished
+
+      any of open, listed, signed --(deadline, cohort, contradiction, server)--> aborted
 
 An aggregator signs one list and one set a round, commits each before it leaves, and gives its sum share
 away only in ``agreed`` and only to the recipient in the announcement. ``finished`` and ``aborted`` are final.
@@ -242,8 +242,9 @@ class Round:
     # Steps.
 
     def _leave_open(self) -> None:
-        complete = self._context.store.upload_count(self.key) == len(self.announcement.roster)
-        if not (self._close_asked or complete or self._late()):
+        # Not when the whole roster has uploaded here: a hospital that uploads to this aggregator first and
+        # slowly to the next would start the clock of the agreement here and end the round of all.
+        if not (self._close_asked or self._late()):
             return
         uploads = self._context.store.uploads(self.key)
         self._checksum = None

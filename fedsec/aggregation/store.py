@@ -190,11 +190,6 @@ class Store:
         rows = self._read(query, key, hospital)
         return _upload_row(rows[0]) if rows else None
 
-    def upload_count(self, key: bytes) -> int:
-        """Return the number of complete uploads in a round."""
-        ((count,),) = self._read("SELECT count(*) FROM uploads WHERE round=?", key)
-        return int(count)
-
     def upload_id_used(self, upload_id: bytes) -> bool:
         """Tell whether an upload id was seen in any round."""
         return bool(self._read("SELECT 1 FROM uploads WHERE upload_id=?", upload_id))

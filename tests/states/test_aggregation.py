@@ -39,7 +39,7 @@ class OneAggregator:
     """Aggregator agg-0 of two, with its peer's messages at hand, brought to a state."""
 
     def __init__(self, folder, state):
-        # Three hospitals, of which two upload: a complete roster would close by itself.
+        # Three hospitals, of which two upload; the third is for the first upload in each state.
         self.world = World(folder, aggregator_count=2, hospital_count=3)
         world = self.world
         self.announcement = world.announcement()
@@ -181,7 +181,7 @@ TABLE = {
 }  # fmt: skip
 AFTER = {
     ("announce", "unknown"): "open", ("announce another", "unknown"): "open",
-    ("close", "open"): "listed", ("first upload", "open"): "listed",
+    ("close", "open"): "listed",
     ("peer list", "listed"): "signed",
     # The peer can only have signed the set when it has both lists; ours may come late.
     ("peer set", "signed"): "agreed",

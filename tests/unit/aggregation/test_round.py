@@ -153,6 +153,26 @@ def test_a_round_closes_by_itself_at_its_deadline(world):
     assert world.collect(announcement).included == ("h00", "h01", "h02")
 
 
+def test_threat_16_a_hospital_that_uploads_to_one_aggregator_and_waits_costs_only_itself(world):
+    """The whole roster is complete at agg-0 long before the end of the uploads: nobody may be late yet."""
+    announcement = world.announcement(upload_seconds=600.0)
+    signed = world.open(announcement)
+    for seed, hospital in enumerate(world.hospitals[:3]):
+        world.submit(hospital, announcement, signed, contribution(seed))
+    world.network.offline |= {"agg-1", "agg-2"}
+    with pytest.raises(PeerLostError):
+        world.submit(world.hospitals[3], announcement, signed, contribution(3))
+    world.network.offline.clear()
+    assert "h03" in world.network.aggregators["agg-0"]._store.uploads(announcement.id.key)
+
+    world.now += announcement.upload_seconds - 1
+    world.network.pump()
+
+    result = world.collect(announcement)
+    assert result.included == ("h00", "h01", "h02")
+    assert result.excluded == {"h03": "incomplete"}
+
+
 def test_a_late_upload_is_refused_and_costs_only_itself(world):
     announcement = world.announcement()
     signed = world.open(announcement)
