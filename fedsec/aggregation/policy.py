@@ -17,7 +17,7 @@ class Policy:
 
     Attributes:
         server: The Flower server's key: it may announce rounds and is the only recipient of a sum share.
-        aggregators: Key of each aggregator by name, its own among them.
+        aggregators: Key of each aggregator by name, its own among them; a round has all of them.
         hospitals: Key of each enrolled hospital by name.
         minimum_cohort: Fewest hospitals in a sum.
         agreement_s: Longest wait for the other aggregators in each step of the agreement.
@@ -55,8 +55,11 @@ class Policy:
         return announcement
 
     def _check_limits(self, me: str, announcement: Announcement) -> None:
-        if me not in {member.name for member in announcement.aggregators}:
-            raise TrustError(f"aggregator '{me}' is not among those of {announcement.id}")
+        left_out = sorted(set(self.aggregators) - {member.name for member in announcement.aggregators})
+        if left_out:
+            # Any n-1 may collude, of all that the operators agreed on and not of those the server picks.
+            text = f"aggregators {left_out} are left out of {announcement.id}; the round is refused"
+            raise TrustError(f"'{me}' takes part only with all aggregators of its cluster file: {text}")
         if announcement.reveal_to != "server" or announcement.recipient.public_key != self.server:
             raise TrustError(f"'{me}' sends its sum share to the pinned server only; the round is refused")
         if announcement.minimum_cohort < self.minimum_cohort:

@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from aggregation_world import World, contribution, replaced, soon
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedsec.aggregation.messages import CollectSum
+from fedsec.aggregation.announcement import SIGNATURE_LABEL
+from fedsec.aggregation.messages import Announce, CollectSum, Signed
+from fedsec.aggregation.signing import sign
 from fedsec.errors import FedsecError, PeerLostError, ProtocolError, RoundAbortedError, TrustError
 
 
@@ -227,15 +230,59 @@ def test_rounds_follow_each_other_over_the_same_clients(world):
             assert run(world, announcement, contributions).included_count == 4
 
 
+@pytest.mark.parametrize("left_out", ["agg-0", "agg-4"])
+def test_threat_20_the_server_cannot_pick_the_aggregators(tmp_path, left_out):
+    with World(tmp_path, aggregator_count=5) as world:
+        everybody = world.announcement().aggregators
+        fewer = tuple(one for one in everybody if one.name != left_out)
+        announcement = world.announcement(aggregators=fewer)
+        for name in world.network.aggregators:
+            with pytest.raises(TrustError, match=rf"\['{left_out}'\] are left out"):
+                world.network.ask(world.server.peer, name, Announce(world.sign(announcement)))
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [({"longest_upload_s": 59.0}, "59 s at most"), ({"minimum_cohort": 3}, "below the 3 of 'agg-0'")],
+)
+def test_an_aggregators_limits_hold_on_their_own(tmp_path, limits, text):
+    with World(tmp_path) as world:
+        restarted_with(world, "agg-0", **limits)
+        with pytest.raises(TrustError, match=text):
+            world.network.ask(world.server.peer, "agg-0", Announce(world.sign(world.announcement())))
+
+
+def test_threat_43_an_aggregator_has_no_more_than_most_rounds_open(world):
+    restarted_with(world, "agg-0", most_rounds=2)
+    for number in (1, 2):
+        world.open(world.announcement(round=number))
+    with pytest.raises(ProtocolError, match="has 2 rounds open"):
+        world.open(world.announcement(round=3))
+    with pytest.raises(RoundAbortedError):
+        world.collect(world.announcement(round=1))
+    world.open(world.announcement(round=3))
+
+
+def restarted_with(world, name, **limits):
+    world.network.aggregators[name].close()
+    (party,) = (one for one in world.parties if one.name == name)
+    world.network.aggregators[name] = world.start(party, replaced_policy(world, **limits))
+
+
 def test_threat_22_each_aggregator_refuses_small_cohorts_on_its_own(world):
-    with pytest.raises(ProtocolError, match="below 2"):
-        world.open(world.announcement(minimum_cohort=1))
+    """One that is stricter than the others refuses; a cohort of one is refused by the format itself."""
+    restarted_with(world, "agg-1", minimum_cohort=3)
     announcement = world.announcement(minimum_cohort=2)
-    strict = replaced_policy(world, minimum_cohort=3)
-    world.network.aggregators["agg-1"].close()
-    world.network.aggregators["agg-1"] = world.start(world.parties[1], strict)
-    with pytest.raises(TrustError, match="below the 3"):
-        world.open(announcement)
+    world.network.ask(world.server.peer, "agg-0", Announce(world.sign(announcement)))
+    with pytest.raises(TrustError, match="below the 3 of 'agg-1'"):
+        world.network.ask(world.server.peer, "agg-1", Announce(world.sign(announcement)))
+
+    one = msgspec.structs.replace(world.announcement(round=2), minimum_cohort=1)
+    payload = msgspec.msgpack.encode(one)
+    forged = Signed(payload, sign(world.server, SIGNATURE_LABEL, payload))
+    for name in world.network.aggregators:
+        with pytest.raises(ProtocolError, match="below 2"):
+            world.network.ask(world.server.peer, name, Announce(forged))
 
 
 def replaced_policy(world, **fields):
@@ -252,14 +299,16 @@ def test_threat_22_a_cohort_that_shrinks_below_the_minimum_aborts(world):
         world.client(world.hospitals[0]).receipt(announcement, soon())
 
 
-def test_threat_22_an_aggregators_own_minimum_holds_whatever_was_announced(tmp_path):
-    with World(tmp_path, cohort=3) as world:
-        announcement = world.announcement(minimum_cohort=3)
-        signed = world.open(announcement)
-        for hospital in world.hospitals[:2]:
-            world.submit(hospital, announcement, signed, contribution(int(hospital.name[1:])))
-        with pytest.raises(RoundAbortedError, match="minimum cohort is 3"):
-            world.collect(announcement)
+@pytest.mark.parametrize(("announced", "own"), [(3, 2), (2, 3)])
+def test_threat_22_the_larger_minimum_holds_whatever_was_announced(world, announced, own):
+    """Of the announcement's minimum and the aggregator's own; the own one may have grown since."""
+    announcement = world.announcement(minimum_cohort=announced)
+    signed = world.open(announcement)
+    restarted_with(world, "agg-1", minimum_cohort=own)
+    for hospital in world.hospitals[:2]:
+        world.submit(hospital, announcement, signed, contribution(int(hospital.name[1:])))
+    with pytest.raises(RoundAbortedError, match="minimum cohort is 3"):
+        world.collect(announcement)
 
 
 def test_unknown_rounds_are_refused(world):
