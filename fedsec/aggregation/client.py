@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from fedsec.aggregation.announcement import Announcement, ConfigValue
 from fedsec.aggregation.encoding import encode_update
+from fedsec.aggregation.encoding import saturate as saturated
 from fedsec.aggregation.hospital_state import HospitalState, Submitted
 from fedsec.aggregation.links import Links, TlsLinks
 from fedsec.aggregation.messages import GetReceipt, Receipt, Signed, Stored, Upload, header_digest
@@ -26,10 +29,13 @@ from fedsec.errors import (
     TrustError,
     UsageError,
 )
+from fedsec.ring import RingArray
 from fedsec.transport import Deadline, Identity, Meter
 
 RECEIPT_S = 30.0
 _RECEIPT_POLL_S = 0.05
+
+_log = logging.getLogger(__name__)
 
 
 class HospitalClient:
@@ -113,6 +119,11 @@ class HospitalClient:
         announcement = self._trust.check(payload, signature, arrays, config)
         if announcement.public_key_of(self.name) != self._identity.public_key:
             raise TrustError(f"the announcement has another key for '{self.name}' than its own")
+        if announcement.phase == "evaluate" and self._state.used(
+            announcement.id, self._model_tag(announcement)
+        ):
+            text = "this model was evaluated here before, under another round id; nothing was sent"
+            raise TrustError(f"{text}: two sums that differ by one hospital would open its metrics")
         self._state.accept(announcement.id, announcement.digest, Signed(payload, signature))
         self._deadline = (announcement.digest, Deadline.after(announcement.upload_seconds))
         return announcement
@@ -123,14 +134,18 @@ class HospitalClient:
         update: Sequence[npt.NDArray[Any]],
         num_examples: int,
         metrics: Mapping[str, float],
+        *,
+        saturate: bool = False,
     ) -> bytes:
         """Encode and share an update and send each aggregator its part.
 
         Args:
             announcement: What :meth:`accept` returned.
-            update: One array an announced array, within the clips; empty in an evaluation round.
+            update: One array an announced array, as training made it; empty in an evaluation round.
             num_examples: The number of examples behind the update.
-            metrics: Exactly the announced metrics, within their ranges.
+            metrics: Exactly the announced metrics.
+            saturate: Bring finite values that are out of the announced ranges to their ends instead of
+                refusing them. Whoever answers a server should: a refusal tells it about a private value.
 
         Returns:
             The upload id (16 bytes), which is all that may go back over Flower. After an error, calling
@@ -138,7 +153,8 @@ class HospitalClient:
 
         Raises:
             RangeError, InputError: A value is not finite or out of its range. Nothing was sent.
-            ProtocolError: The update went out under another round id, or an aggregator refused it.
+            ProtocolError: The update, or an evaluation of this model, went out under another round id, or
+                an aggregator refused it.
             PeerLostError: An aggregator cannot be reached or does not answer in time; it is named.
             DeadlineError: The time for uploads was over before the first call. Nothing was sent.
         """
@@ -152,11 +168,11 @@ class HospitalClient:
                 # Said here: an aggregator that was never asked must not get the blame.
                 text = f"the {deadline.seconds:g} s for uploads to {announcement.id} were over"
                 raise DeadlineError(f"{text} before this one began: nothing was sent, it sits the round out")
-            words = encode_update(announcement.layout, update, num_examples, metrics)
+            words = _encoded(announcement, update, num_examples, metrics, saturate=saturate)
             parts = make_parts(announcement, self._identity, words)
-            once = words.tobytes() if announcement.phase == "train" else None
             known = Submitted(digest, parts.upload_id, header_digest(parts.header.payload))
-            self._state.record(announcement.id, known, once)
+            tag = self._update_tag(update) if announcement.phase == "train" else self._model_tag(announcement)
+            self._state.record(announcement.id, known, tag)
             self._pending = parts
         if self._pending is not None and self._pending.upload_id == known.upload_id:
             self._send(announcement, self._pending, known, deadline)
@@ -189,6 +205,18 @@ class HospitalClient:
         self._state.add_receipt(announcement.id)
         return receipt
 
+    def _update_tag(self, update: Sequence[npt.NDArray[Any]]) -> bytes:
+        """Return the tag of an update as training made it.
+
+        Clips, weights, metrics, the order and the names of arrays, and arrays that did not change, are
+        the server's to choose and so are no part of it.
+        """
+        arrays = (np.asarray(array, dtype="<f8") + 0.0 for array in update)  # -0.0 becomes 0.0
+        return self._state.tag("update", [array.tobytes() for array in arrays if array.any()])
+
+    def _model_tag(self, announcement: Announcement) -> bytes:
+        return self._state.tag("evaluation", announcement.array_digests)
+
     def _upload_deadline(self, announcement: Announcement) -> Deadline:
         if self._deadline is not None and self._deadline[0] == announcement.digest:
             return self._deadline[1]
@@ -220,3 +248,20 @@ class HospitalClient:
                 raise lost
             deadline.remaining("the aggregators' agreement")
             time.sleep(_RECEIPT_POLL_S)
+
+
+def _encoded(
+    announcement: Announcement,
+    update: Sequence[npt.NDArray[Any]],
+    num_examples: int,
+    metrics: Mapping[str, float],
+    *,
+    saturate: bool,
+) -> RingArray:
+    if not saturate:
+        return encode_update(announcement.layout, update, num_examples, metrics)
+    update, num_examples, metrics, report = saturated(announcement.layout, update, num_examples, metrics)
+    if report.clipped:
+        text = "%s: %d of %d values were out of the announced ranges and went out at their ends"
+        _log.warning(text, announcement.id, report.clipped, report.total)
+    return encode_update(announcement.layout, update, num_examples, metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ __all__ = [
     "decode_sum",
     "encode_update",
     "plan_encoding",
+    "saturate",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -61,7 +63,7 @@ def clip_update(
     """Clip each array to its range and say how many elements that changed.
 
     Returns:
-        The clipped arrays as float64 and the report. NaN stays NaN: encoding refuses it.
+        The clipped arrays as float64 and the report. What is not finite stays so: encoding refuses it.
 
     Raises:
         InputError: The number of arrays is not that of the specs.
@@ -74,7 +76,40 @@ def clip_update(
         int(np.count_nonzero(np.abs(array) > spec.clip)) for array, spec in zip(values, specs, strict=True)
     )
     report = ClipReport(clipped=clipped, total=sum(array.size for array in values))
-    return [np.clip(array, -spec.clip, spec.clip) for array, spec in zip(values, specs, strict=True)], report
+    return [_clip(array, spec.clip) for array, spec in zip(values, specs, strict=True)], report
+
+
+def saturate(
+    layout: Layout, update: Sequence[npt.NDArray[Any]], num_examples: int, metrics: Mapping[str, float]
+) -> tuple[list[Floats], int, dict[str, float], ClipReport]:
+    """Bring a contribution into the round's public ranges instead of refusing it.
+
+    The ranges come from the server, and whether a hospital is present is visible to it: a hospital that
+    stayed away whenever a private value lies outside an announced range would answer questions about it.
+
+    Returns:
+        The arguments of :func:`encode_update`, and the elements and metrics that changed. What is not
+        finite, or no count of examples, stays as it is: encoding refuses it whatever was announced.
+
+    Raises:
+        InputError: The number of arrays is not that of the layout.
+    """
+    arrays, report = clip_update(update, layout.arrays)
+    limited, changed = dict(metrics), 0
+    for spec in layout.metrics:
+        if math.isfinite(value := limited.get(spec.name, math.nan)):
+            limited[spec.name] = min(max(value, spec.low), spec.high)
+            changed += limited[spec.name] != value
+    largest, counted = layout.encoding.largest_weight, layout.encoding.weights != "equal"
+    heavy = counted and isinstance(num_examples, int | np.integer) and num_examples > largest
+    weight = largest if heavy else num_examples
+    total = report.total + len(layout.metrics) + 1
+    return arrays, weight, limited, ClipReport(clipped=report.clipped + changed + heavy, total=total)
+
+
+def _clip(array: Floats, clip: float) -> Floats:
+    limited: Floats = np.where(np.isfinite(array), np.clip(array, -clip, clip), array)
+    return limited
 
 
 def encode_update(

@@ -6,7 +6,7 @@ import contextlib
 import hmac
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS announcements (
   signature BLOB NOT NULL, PRIMARY KEY (session, position, digest)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS uploads (
   session BLOB NOT NULL, position INTEGER NOT NULL, digest BLOB NOT NULL, upload_id BLOB NOT NULL,
-  header_digest BLOB NOT NULL, tag BLOB UNIQUE, receipt INTEGER NOT NULL DEFAULT 0,
+  header_digest BLOB NOT NULL, tag BLOB NOT NULL UNIQUE, receipt INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (session, position)) WITHOUT ROWID;
 """
 
@@ -66,6 +66,8 @@ class HospitalState:
     def accept(self, round_id: RoundId, digest: bytes, announcement: Signed) -> None:
         """Record an announcement that passed the trust file.
 
+        After a second announcement for a round neither of them is accepted any more.
+
         Raises:
             TrustError: Another announcement was accepted for this round (both are kept as evidence), or
                 the round is not above the last one this hospital uploaded to.
@@ -76,7 +78,7 @@ class HospitalState:
             query = "INSERT OR IGNORE INTO announcements VALUES (?, ?, ?, ?, ?)"
             values = (digest, announcement.payload, announcement.signature)
             self._db.execute(query, (round_id.session, round_id.position, *values))
-        if known and (digest,) not in known[:1]:
+        if any(other != digest for (other,) in known):
             raise TrustError(f"the server signed two announcements for {round_id}; both are kept as proof")
         query = "SELECT max(position) FROM uploads WHERE session=?"
         (last,) = self._db.execute(query, (round_id.session,)).fetchone()
@@ -97,25 +99,39 @@ class HospitalState:
             row = self._db.execute(query, (round_id.session, round_id.position)).fetchone()
         return Submitted(*row) if row else None
 
-    def record(self, round_id: RoundId, submitted: Submitted, update: Buffer | None) -> None:
+    def tag(self, purpose: str, contents: Iterable[Buffer]) -> bytes:
+        """Return a keyed tag of some contents in any order; only this hospital can make or compare it.
+
+        The order is left out because it is the server's to choose: another one must not make another tag.
+        """
+        digests = sorted(hmac.digest(self._key, content, "sha256") for content in contents)
+        return hmac.digest(self._key, b"\0".join([purpose.encode(), *digests]), "sha256")
+
+    def used(self, round_id: RoundId, tag: bytes) -> bool:
+        """Tell whether something with this tag went out under another round id, in any session."""
+        query = "SELECT 1 FROM uploads WHERE tag=? AND NOT (session=? AND position=?)"
+        with _errors():
+            row = self._db.execute(query, (tag, round_id.session, round_id.position)).fetchone()
+        return row is not None
+
+    def record(self, round_id: RoundId, submitted: Submitted, tag: bytes) -> None:
         """Record an upload before its first byte leaves.
 
         Args:
             round_id: The round.
             submitted: The upload.
-            update: The encoded update of a training round, of which only a keyed tag is kept.
+            tag: What :meth:`tag` made of the update, or of the evaluated model.
 
         Raises:
-            ProtocolError: This update went out under another round id: an update is used once.
+            ProtocolError: This went out under another round id: it is used once.
         """
-        tag = None if update is None else hmac.digest(self._key, update, "sha256")
         values = (submitted.announcement, submitted.upload_id, submitted.header_digest, tag)
         try:
             with self._transaction():
                 query = "INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, 0)"
                 self._db.execute(query, (round_id.session, round_id.position, *values))
         except sqlite3.IntegrityError:
-            text = "this update went out before under another round id; train again, an update is used once"
+            text = "this update or evaluation went out before under another round id; it is used once"
             raise ProtocolError(f"{text}: two sums that differ by one hospital would open it") from None
 
     def add_receipt(self, round_id: RoundId) -> None:

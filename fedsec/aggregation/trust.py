@@ -7,6 +7,7 @@ training begins and before one byte of a share leaves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -33,21 +34,35 @@ TRUST_VERSION = 1
 class TrustLimits:
     """What a hospital admits, whatever the server asks for.
 
+    Each is compared before training and has nothing to do with the hospital's data, so a refusal says
+    nothing about them. What training then makes is brought into the announced ranges; the floors keep a
+    server from announcing ranges so narrow that the ends would tell more than a mean.
+
     Attributes:
-        fewest_aggregators: Fewest aggregators an update is split over.
+        fewest_aggregators: Fewest aggregators an update is split over; 0 for all that are pinned.
         minimum_cohort: Fewest hospitals in a sum; also what the announcement must promise.
         reveal_to: Who may receive the average.
         largest_weight: Largest aggregation weight, in examples.
+        smallest_largest_weight: Smallest bound on weights that may be announced; for "equal" none is.
         largest_clip: Largest clip range of any array, in units of the update.
+        smallest_clip: Smallest clip range of any array, in units of the update.
         ring_bits: Word sizes accepted.
+        weights: Rules accepted by which examples become weights.
+        metrics: Metrics that may be summed, each with exactly the range to be announced.
     """
 
-    fewest_aggregators: int = 3
+    fewest_aggregators: int = 0
     minimum_cohort: int = 3
     reveal_to: tuple[str, ...] = ("server",)
     largest_weight: int = 100_000
+    smallest_largest_weight: int = 100
     largest_clip: float = 16.0
+    smallest_clip: float = 0.01
     ring_bits: tuple[int, ...] = (32,)
+    weights: tuple[str, ...] = ("examples",)
+    metrics: Mapping[str, tuple[float, float]] = field(
+        default_factory=lambda: {"accuracy": (0.0, 1.0), "loss": (0.0, 100.0)}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +188,11 @@ class TrustFile:
 
     def _check_limits(self, announcement: Announcement) -> None:
         limits, encoding = self.limits, announcement.encoding
-        clip = max([encoding.clip, *(spec.clip for spec in announcement.arrays)])
+        clips = [encoding.clip, *(spec.clip for spec in announcement.arrays)]
+        heaviest = encoding.largest_weight
         checks = (
             (
-                len(announcement.aggregators) >= limits.fewest_aggregators,
+                len(announcement.aggregators) >= (limits.fewest_aggregators or len(self.aggregators)),
                 "aggregators",
                 len(announcement.aggregators),
             ),
@@ -186,9 +202,20 @@ class TrustFile:
                 announcement.minimum_cohort,
             ),
             (announcement.reveal_to in limits.reveal_to, "reveal_to", announcement.reveal_to),
-            (encoding.largest_weight <= limits.largest_weight, "largest_weight", encoding.largest_weight),
-            (clip <= limits.largest_clip, "clip", clip),
+            (encoding.weights in limits.weights, "weights", encoding.weights),
+            (heaviest <= limits.largest_weight, "largest_weight", heaviest),
+            (
+                heaviest >= limits.smallest_largest_weight or encoding.weights == "equal",
+                "largest_weight",
+                heaviest,
+            ),
+            (max(clips) <= limits.largest_clip, "clip", max(clips)),
+            (min(clips) >= limits.smallest_clip, "clip", min(clips)),
             (encoding.ring_bits in limits.ring_bits, "ring_bits", encoding.ring_bits),
+            *(
+                (limits.metrics.get(one.name) == (one.low, one.high), f"metric '{one.name}'", one.high)
+                for one in announcement.metrics
+            ),
         )
         for fits, name, value in checks:
             if not fits:
@@ -241,7 +268,9 @@ def _limits(table: Mapping[str, Any], path: Path) -> TrustLimits:
     values: dict[str, Any] = {}
     for name, value in table.items():
         kind = known[name]
-        if kind is tuple:
+        if kind is dict:
+            values[name] = _ranges(value, f"{path}: limits.{name}")
+        elif kind is tuple:
             if not isinstance(value, list):
                 raise UsageError(f"{path}: limits.{name} must be a list, not {value!r}")
             values[name] = tuple(value)
@@ -254,6 +283,17 @@ def _limits(table: Mapping[str, Any], path: Path) -> TrustLimits:
         else:
             values[name] = kind(value)
     return TrustLimits(**values)
+
+
+def _ranges(table: Any, where: str) -> dict[str, tuple[float, float]]:
+    try:
+        ranges = {str(name): (float(low), float(high)) for name, (low, high) in table.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise UsageError(f"{where} must be a table of names, each with [low, high]") from None
+    for name, (low, high) in ranges.items():
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise UsageError(f"{where}: the range of {name!r} is empty or not finite")
+    return ranges
 
 
 def _relative(path: Path, folder: Path) -> str:

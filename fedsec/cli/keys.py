@@ -8,9 +8,12 @@ each party and each hospital starts from. For one machine, ``fedsec demo`` and `
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
+from fedsec.aggregation.planner import WeightRule
 from fedsec.aggregation.trust import TrustFile, TrustLimits
 from fedsec.cluster.certificates import Authority
 from fedsec.errors import UsageError
@@ -152,9 +155,22 @@ def _trust_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--state", type=Path, required=True, metavar="FOLDER", help="its durable state")
     parser.add_argument("--minimum-cohort", type=int, default=limits.minimum_cohort, metavar="N")
-    parser.add_argument("--fewest-aggregators", type=int, default=limits.fewest_aggregators, metavar="N")
+    parser.add_argument(
+        "--fewest-aggregators", type=int, metavar="N", help="all parties of the cluster file, unless told so"
+    )
     parser.add_argument("--largest-weight", type=int, default=limits.largest_weight, metavar="N")
+    parser.add_argument(
+        "--smallest-largest-weight", type=int, default=limits.smallest_largest_weight, metavar="N"
+    )
     parser.add_argument("--largest-clip", type=float, default=limits.largest_clip, metavar="C")
+    parser.add_argument("--smallest-clip", type=float, default=limits.smallest_clip, metavar="C")
+    parser.add_argument("--weights", nargs="+", default=list(limits.weights), choices=get_args(WeightRule))
+    parser.add_argument(
+        "--metric",
+        action="append",
+        metavar="NAME=LOW:HIGH",
+        help="a metric that may be summed, with its range; repeat it (accuracy=0:1 and loss=0:100)",
+    )
     parser.add_argument("--ring-bits", type=int, nargs="+", default=list(limits.ring_bits), choices=(32, 64))
 
 
@@ -172,11 +188,15 @@ def _trust(options: argparse.Namespace) -> str:
         aggregators=cluster.parties,
         roster=cluster.hospitals,
         limits=TrustLimits(
-            fewest_aggregators=options.fewest_aggregators,
+            fewest_aggregators=options.fewest_aggregators or len(cluster.parties),
             minimum_cohort=options.minimum_cohort,
             largest_weight=options.largest_weight,
+            smallest_largest_weight=options.smallest_largest_weight,
             largest_clip=options.largest_clip,
+            smallest_clip=options.smallest_clip,
             ring_bits=tuple(options.ring_bits),
+            weights=tuple(options.weights),
+            metrics=dict(map(_metric, options.metric)) if options.metric else TrustLimits().metrics,
         ),
     ).save(options.output)
     return f"made {options.output}; the hospital finds it through FEDSEC_TRUST={options.output}"
@@ -201,6 +221,19 @@ def _hospital(text: str) -> tuple[str, bytes]:
     if not (name and equals):
         raise UsageError(f"--hospital: expected NAME=KEY, got {text!r}")
     return name, _public_key(key, Role.HOSPITAL, name)
+
+
+def _metric(text: str) -> tuple[str, tuple[float, float]]:
+    """Read ``NAME=LOW:HIGH``."""
+    name, equals, bounds = text.partition("=")
+    low, colon, high = bounds.partition(":")
+    try:
+        limits = float(low), float(high)
+    except ValueError:
+        limits = math.nan, math.nan
+    if not (name and equals and colon and -math.inf < limits[0] < limits[1] < math.inf):
+        raise UsageError(f"--metric: expected NAME=LOW:HIGH with LOW below HIGH, got {text!r}")
+    return name, limits
 
 
 def _public_key(text: str, role: Role, name: str | None = None) -> bytes:

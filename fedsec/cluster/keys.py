@@ -15,7 +15,7 @@ nothing else: in a deployment each organisation makes its own with ``fedsec keys
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedsec.aggregation.trust import TrustFile, TrustLimits
@@ -135,7 +135,7 @@ def write_trust_files(
     Args:
         keys: The folder.
         cluster: Addresses and public keys; the server's must be among them.
-        limits: What the hospitals admit; by default never fewer aggregators than there are now.
+        limits: What the hospitals admit; by default never fewer aggregators than there are.
 
     Returns:
         The trust file of each hospital by name.
@@ -145,8 +145,6 @@ def write_trust_files(
     """
     if cluster.server is None:
         raise UsageError("expected the public key of the server in the cluster file: hospitals pin it")
-    if limits is None:
-        limits = replace(TrustLimits(), fewest_aggregators=len(cluster.parties))
     paths = {}
     for name in keys.hospitals:
         paths[name] = keys.trust_file(name)
@@ -159,6 +157,6 @@ def write_trust_files(
             server=cluster.server,
             aggregators=cluster.parties,
             roster=cluster.hospitals,
-            limits=limits,
+            limits=limits or TrustLimits(),
         ).save(paths[name])
     return paths

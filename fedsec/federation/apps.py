@@ -30,12 +30,6 @@ Examples = tuple[npt.NDArray[np.float32], npt.NDArray[np.integer]]
 PARAMETERS = "arrays"
 """The record of the model's parameters, in messages as Flower's strategies name it and in the final state."""
 
-TRAIN_METRICS = {"accuracy": (0.0, 1.0), "loss": (0.0, 100.0)}
-"""What :func:`client_app` reports after training, with ranges to announce to ``SecureAggregation``."""
-
-EVALUATE_METRICS = TRAIN_METRICS
-"""The same names and ranges after an evaluation."""
-
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:

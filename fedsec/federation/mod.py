@@ -11,8 +11,10 @@ the hospital; a mod before it would see nothing but the status.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, Metadata, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedsec.aggregation.announcement import Announcement, ConfigValue
@@ -37,6 +39,7 @@ from fedsec.federation.records import (
     array_names,
     config_items,
     only_arrays,
+    plain_content,
     status_content,
 )
 from fedsec.transport import Meter
@@ -68,13 +71,17 @@ class SecureAggregationMod:
         """
         status, upload_id = STORED, b""
         try:
-            upload_id = self._share(message, context, call_next)
-        except FedsecError as error:
-            status = error.code
-            _log.warning("nothing of this hospital is in the sum: %s", error)
-        except Exception as error:  # whatever the training code raises must not leave the hospital
-            status = FedsecError.code
-            _log.error("training failed with %s; its text may hold data: not logged", _origin(error))
+            task = self._accept(message, context)
+        except Exception as error:  # a message that breaks the checks must not end the ClientApp
+            status = error.code if isinstance(error, FedsecError) else FedsecError.code
+            _log_refusal(error)
+        else:
+            try:
+                upload_id = task.run(message, context, call_next)
+            except Exception as error:  # whatever the training code raises must not leave the hospital
+                # One code for all: which check failed after training would tell something about the data.
+                status = FedsecError.code
+                _log_refusal(error)
         return Message(status_content(status, upload_id), reply_to=message)
 
     def meters(self) -> dict[Path, Meter]:
@@ -86,20 +93,15 @@ class SecureAggregationMod:
         while self._clients:
             self._clients.popitem()[1].close()
 
-    def _share(self, message: Message, context: Context, call_next: ClientAppCallable) -> bytes:
+    def _accept(self, message: Message, context: Context) -> _Task:
+        """Check a message; nothing in here has seen the hospital's data."""
         order = _Order.read(message, context)
         client = self._client(trust_path(context))
         announcement = client.accept(
             order.announcement, order.signature, list(order.arrays.values()), order.config
         )
         order.check(announcement)
-
-        # The training code gets the message as it would without secure aggregation.
-        message.content = order.content
-        reply = call_next(message, context)
-
-        result = _Result.read(reply, order, announcement)
-        return client.submit(announcement, result.update, result.num_examples, result.metrics)
+        return _Task(client, order, announcement)
 
     def _client(self, path: Path) -> HospitalClient:
         if path not in self._clients:
@@ -163,15 +165,16 @@ class _Order:
             raise TrustError("expected one ArrayRecord and otherwise ConfigRecords; nothing was trained")
         name, record = given
         weighted_by = str(ours.get(WEIGHTED_BY_KEY))
+        arrays = {key: array.numpy() for key, array in record.items()}
         return cls(
             phase=phase,
             announcement=_bytes(ours, ANNOUNCEMENT_KEY),
             signature=_bytes(ours, SIGNATURE_KEY),
             weighted_by=weighted_by,
             names=array_names(name, record),
-            arrays={key: array.numpy() for key, array in record.items()},
+            arrays=arrays,
             config=config_items(content.config_records, context.run_config, weighted_by),
-            content=content,
+            content=plain_content(name, arrays, content.config_records),
         )
 
     def check(self, announcement: Announcement) -> None:
@@ -181,6 +184,45 @@ class _Order:
         announced = [spec.name for spec in announcement.arrays]
         if announced != self.names:
             raise TrustError("the arrays have other names than the announced ones; nothing was trained")
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """An accepted order of the ServerApp."""
+
+    client: HospitalClient
+    order: _Order
+    announcement: Announcement
+
+    def run(self, message: Message, context: Context, call_next: ClientAppCallable) -> bytes:
+        """Train or evaluate, share what came out and return the upload id."""
+        reply = call_next(self._plain(message), context)
+        result = _Result.read(reply, self.order, self.announcement)
+        return self.client.submit(
+            self.announcement, result.update, result.num_examples, result.metrics, saturate=True
+        )
+
+    def _plain(self, message: Message) -> Message:
+        """Return the message as training code may see it: with nothing that is not announced to all."""
+        came = message.metadata
+        metadata = Metadata(
+            run_id=came.run_id,
+            message_id="",
+            src_node_id=came.src_node_id,
+            dst_node_id=came.dst_node_id,
+            reply_to_message_id="",
+            group_id=str(self.announcement.round),
+            created_at=time.time(),
+            ttl=self.announcement.upload_seconds,
+            message_type=came.message_type,
+            src_task_id=came.src_task_id,
+            dst_task_id=came.dst_task_id,
+        )
+        metadata.delivered_at = ""
+        # Flower's constructors know no message with given metadata, but from a task of this process.
+        plain = copy.copy(message)
+        plain.__dict__.update(_metadata=metadata, _content=self.order.content)
+        return plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +287,13 @@ def _bytes(record: ConfigRecord, key: str) -> bytes:
     if not isinstance(value, bytes):
         raise TrustError(f"expected the {key} as bytes in the message; nothing was trained")
     return value
+
+
+def _log_refusal(error: Exception) -> None:
+    if isinstance(error, FedsecError):
+        _log.warning("nothing of this hospital is in the sum: %s", error)
+    else:
+        _log.error("training failed with %s; its text may hold data: not logged", _origin(error))
 
 
 def _origin(error: Exception) -> str:

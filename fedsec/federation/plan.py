@@ -26,15 +26,21 @@ from fedsec.transport import ClusterFile
 Ranges = Mapping[str, tuple[float, float]]
 """Metric names, each with the public range (low, high) its values lie in."""
 
+TRAIN_METRICS: Ranges = {"accuracy": (0.0, 1.0), "loss": (0.0, 100.0)}
+"""What :func:`fedsec.federation.apps.client_app` reports after training, with the ranges to announce."""
+
+EVALUATE_METRICS: Ranges = TRAIN_METRICS
+"""The same names and ranges after an evaluation."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundPlan:
     """The public constants of every round; hospitals compare them with the limits in their trust files.
 
     Attributes:
-        clip: Largest change of a parameter in one round, for all arrays or by array name. A hospital whose
-            update exceeds it is refused by its own mod, with the status ``range``.
-        largest_weight: Largest number of examples a hospital may have.
+        clip: Largest change of a parameter in one round, for all arrays or by array name. What exceeds it
+            is clipped in the hospital, which logs how much that was.
+        largest_weight: Largest weight; a hospital with more examples counts as if it had that many.
         smallest_mean_weight: Smallest mean number of examples for which the error bound is stated.
         minimum_cohort: Fewest hospitals in a sum.
         weights: ``examples``, ``bucketed`` (rounded down to a power of two) or ``equal``.

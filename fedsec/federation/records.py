@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict, UserConfig
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict, UserConfig
 
 from fedsec.aggregation.announcement import ConfigValue
 
@@ -33,16 +35,20 @@ def config_items(
 ) -> dict[str, ConfigValue]:
     """Return every config value that training code can see, by a name that is unique over their sources.
 
+    No two contents have the same items: a record's name has no "/" in its item, and its size is an item
+    of its own, so that an empty record is one, too.
+
     Args:
         records: The message's ConfigRecords without ours.
         run_config: The run config of the app's context; a server sets it for each hospital, too.
         weighted_by: Which metric of the app's reply is its weight.
     """
     items: dict[str, ConfigValue] = {
-        f"record/{name}/{key}": cast(ConfigValue, value)
+        f"record/{_part(name)}/{key}": cast(ConfigValue, value)
         for name, record in records.items()
         for key, value in record.items()
     }
+    items.update({f"record/{_part(name)}": len(record) for name, record in records.items()})
     items.update({f"run/{key}": value for key, value in run_config.items()})
     items[WEIGHTED_BY_KEY] = weighted_by
     return items
@@ -50,7 +56,27 @@ def config_items(
 
 def array_names(record_name: str, record: ArrayRecord) -> list[str]:
     """Return the names under which a record's arrays are announced."""
-    return [f"{record_name}/{key}" for key in record]
+    return [f"{_part(record_name)}/{key}" for key in record]
+
+
+def plain_content(
+    record_name: str, arrays: Mapping[str, npt.NDArray[np.generic]], records: Mapping[str, ConfigRecord]
+) -> RecordDict:
+    """Return a message's content made again from nothing but what the announcement covers.
+
+    How the arrays were packed and in which order records and keys came is the server's to choose for each
+    hospital; none of it reaches the training code.
+    """
+    # In the byte order and memory order of the announced digests.
+    same = {key: one.astype(one.dtype.newbyteorder("<"), order="C") for key, one in arrays.items()}
+    content = RecordDict({record_name: ArrayRecord({key: Array(one) for key, one in same.items()})})
+    for name in sorted(records):
+        content[name] = ConfigRecord({key: records[name][key] for key in sorted(records[name])})
+    return content
+
+
+def _part(name: str) -> str:
+    return name.replace("%", "%25").replace("/", "%2F")
 
 
 def only_arrays(content: RecordDict) -> tuple[str, ArrayRecord] | None:

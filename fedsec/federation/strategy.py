@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict, UserConfig
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Result, Strategy
 
 from fedsec.aggregation.announcement import (
     SESSION_BYTES,
@@ -139,6 +139,31 @@ class SecureAggregation(Strategy):
         """Close the connections to the aggregators."""
         self._collector.close()
 
+    def start(  # noqa: PLR0917 - the signature is Flower's
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run all rounds as Flower does, but wait for replies no longer than uploads are open.
+
+        Aggregators keep a sum for a while after uploads close; a hospital that never answers Flower must
+        not make the server come for it too late.
+        """
+        return super().start(
+            grid,
+            initial_arrays,
+            num_rounds,
+            min(timeout, self.plan.upload_seconds),
+            train_config,
+            evaluate_config,
+            evaluate_fn,
+        )
+
     def summary(self) -> None:
         """Log what is secured, then the inner strategy's own summary."""
         parties = ", ".join(party.name for party in self._cluster.parties)
@@ -217,6 +242,7 @@ class SecureAggregation(Strategy):
         for message in messages:
             # Strategies share one RecordDict among messages: it is left as it was.
             message.content = RecordDict({**content, RECORD: ours})
+            message.metadata.ttl = min(message.metadata.ttl, self.plan.upload_seconds)
         self._open = opened
         return messages
 

@@ -174,7 +174,7 @@ class Site:
 
     def __init__(self, folder: Path, stack: ExitStack, parties: int = 3, hospitals: int = 5) -> None:
         self.folder = folder
-        limits = TrustLimits(fewest_aggregators=parties, minimum_cohort=2)
+        limits = TrustLimits(minimum_cohort=2, metrics={"loss": (0.0, LARGEST_LOSS)})
         self.cluster = Cluster.local(
             folder / "cluster", parties, hospitals, minimum_cohort=2, limits=limits
         ).start()

@@ -72,6 +72,7 @@ class World:
         self.network = MemoryNetwork(
             [self.start(one) for one in self.parties], [one.peer for one in self.parties]
         )
+        self.network.pump()  # they greet each other; before that no round begins
         self.collector = Collector([], self.server, links=self.network.links(self.server.peer))
         self.clients: dict[str, HospitalClient] = {}
 
@@ -105,8 +106,9 @@ class World:
             roster=self.roster,
             limits=TrustLimits(
                 **{
-                    "fewest_aggregators": min(3, self.aggregator_count),
                     "minimum_cohort": self.cohort,
+                    "weights": ("examples", "bucketed", "equal"),
+                    "metrics": {"accuracy": (0.0, 1.0), "loss": (0.0, 20.0)},
                     **limits,
                 }
             ),

@@ -57,7 +57,7 @@ class Site:
         self.keys = make_local_keys(folder / "keys", parties=3, hospitals=hospitals)
         sockets = {name: socket.create_server(("127.0.0.1", 0)) for name in self.keys.parties}
         self.cluster = self.keys.cluster_file({n: s.getsockname()[:2] for n, s in sockets.items()})
-        write_trust_files(self.keys, self.cluster, TrustLimits(minimum_cohort=2))
+        write_trust_files(self.keys, self.cluster, TrustLimits(minimum_cohort=2, metrics={"loss": (0.0, 10.0)}))
         self.services, self.servers = {}, {}
         for name, sock in sockets.items():
             identity = Identity.load(self.keys.identity(name))

@@ -510,7 +510,7 @@ def test_threat_49_a_server_outside_the_trust_file_gets_no_byte(site: Site, tmp_
         signed = Signed(announcement.encode(), sign_announcement(announcement, signer))
         if signer is site.server:
             opened |= _opens(site, case, announcement)
-        limits = TrustLimits(fewest_aggregators=3, minimum_cohort=3)
+        limits = TrustLimits(minimum_cohort=3, metrics={"loss": (0.0, LARGEST_LOSS)})
         processes[case] = site.start(_trust(site, tmp_path / case, limits=limits))
         processes[case].do("accept", round=str(site.lay_out(announcement, signed, model).folder))
     for case, process in processes.items():

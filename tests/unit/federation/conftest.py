@@ -48,8 +48,15 @@ class PaperClient:
         return self.trust.check(payload, signature, arrays, config)
 
     def submit(
-        self, announcement: Announcement, update: list[Any], num_examples: int, metrics: dict[str, float]
+        self,
+        announcement: Announcement,
+        update: list[Any],
+        num_examples: int,
+        metrics: dict[str, float],
+        *,
+        saturate: bool = False,
     ) -> bytes:
+        assert saturate, "the mod lets a private value decide whether the hospital is there"
         if self.failure is not None:
             raise self.failure
         self.submitted.append((announcement, update, num_examples, metrics))
@@ -147,7 +154,7 @@ def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paper:
         server=server.public_key,
         aggregators=parties,
         roster=roster,
-        limits=TrustLimits(largest_weight=1000, largest_clip=4.0),
+        limits=TrustLimits(largest_weight=1000, largest_clip=4.0, metrics={"loss": (0.0, 10.0)}),
     )
     trust.save(tmp_path / "trust.toml")
     clients: list[PaperClient] = []

@@ -8,16 +8,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg, FedProx
 
 from fedsec.errors import UsageError
-from fedsec.federation.apps import (
-    PARAMETERS,
-    TRAIN_METRICS,
-    Examples,
-    TrainingConfig,
-    client_app,
-    server_app,
-)
+from fedsec.federation.apps import PARAMETERS, Examples, TrainingConfig, client_app, server_app
 from fedsec.federation.grid import InProcessGrid, node_configs, run_server_app
 from fedsec.federation.observer import SimulationObserver, plain_mean
+from fedsec.federation.plan import TRAIN_METRICS
 from fedsec.learning.backend import keras
 
 HOSPITALS = 3

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
-from fedsec.errors import PeerLostError, RangeError
+from fedsec.errors import PeerLostError, ProtocolError, RangeError
 from fedsec.federation.plan import RoundPlan
 from fedsec.transport import ClusterFile, Role
 
@@ -164,7 +164,22 @@ def test_threat_49_an_unknown_hospital_in_the_roster(paper: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"minimum_cohort": 2}, {"largest_weight": 1001}, {"clip": 4.5}, {"ring_bits": 64}]
+    "changes",
+    [
+        {"minimum_cohort": 2},
+        {"largest_weight": 1001},
+        {"clip": 4.5},
+        {"ring_bits": 64},
+        # Floors and fixed ranges: nothing that would make the ends of a range tell more than a mean.
+        {"largest_weight": 99, "smallest_mean_weight": 10},
+        {"clip": 0.009},
+        {"clip": {"w": 2.0, "b": 0.009}},
+        {"weights": "equal"},
+        {"weights": "bucketed"},
+        {"train_metrics": {"loss": (0.0, 9.0)}},
+        {"train_metrics": {"loss": (1.0, 10.0)}},
+        {"train_metrics": {"loss": (0.0, 10.0), "patients": (0.0, 1e6)}},
+    ],
 )
 def test_threat_49_limits(paper: Any, changes: dict[str, Any]) -> None:
     plan: RoundPlan = dataclasses.replace(paper.plan, **changes)
@@ -193,6 +208,44 @@ def test_threat_26_another_model_or_config_than_announced(paper: Any) -> None:
     for change in extra:
         other = RecordDict({**content, **change})
         assert refused(paper, paper.message(other, announcement)) == "trust", sorted(change)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        {"config/optimizer": ConfigRecord({"lr": 0.1})},
+        {"config%2Foptimizer": ConfigRecord({"lr": 0.1})},
+        {"config": ConfigRecord({"optimizer/lr": 0.1}), "extra": ConfigRecord()},
+    ],
+)
+def test_threat_26_no_two_contents_have_one_announcement(paper: Any, records: dict[str, Any]) -> None:
+    arrays = paper.content()["arrays"]
+    announced = RecordDict({"arrays": arrays, "config": ConfigRecord({"optimizer/lr": 0.1})})
+    other = RecordDict({"arrays": arrays, **records})
+    assert refused(paper, paper.message(other, paper.announce(announced))) == "trust"
+
+
+def test_threat_26_training_sees_nothing_that_is_not_announced(paper: Any) -> None:
+    """Metadata, the order of records and keys, and how arrays are packed may differ between hospitals."""
+    content = paper.content()
+    announcement = paper.announce(content)
+    array, config = content["arrays"]["w"].numpy(), content["config"]
+    packed = Array(np.asfortranarray(array).astype(">f4"))
+    packed.dtype = "a word for one hospital only"
+    arrays = ArrayRecord({"w": packed, "b": content["arrays"]["b"]})
+    turned = RecordDict({"config": ConfigRecord(dict(reversed(config.items()))), "arrays": arrays})
+    seen: list[Message] = []
+    for number, one in enumerate((content, turned)):
+        message = paper.message(one, announcement)
+        message.metadata.group_id, message.metadata.ttl = f"group {number}", 1000.0 + number
+        message.metadata.__dict__["_message_id"] = f"id {number}"
+        assert answer(paper.mod(message, paper.context(), app(seen)))[0] == "stored"
+    first, second = ({**one.metadata.__dict__, "_created_at": 0} for one in seen)
+    assert first == second
+    assert (first["_group_id"], first["_message_id"]) == ("1", "")
+    assert [list(one.content) for one in seen] == [["arrays", "config"]] * 2
+    assert [list(one.content["config"]) for one in seen] == [["lr", "server-round"]] * 2
+    assert seen[0].content.object_id == seen[1].content.object_id
 
 
 def test_threat_26_another_weight_metric_than_announced(paper: Any) -> None:
@@ -239,7 +292,7 @@ def test_an_evaluation_announcement_does_not_train(paper: Any) -> None:
 def test_a_reply_that_does_not_fit(paper: Any, changes: dict[str, Any]) -> None:
     content = paper.content()
     message = paper.message(content, paper.announce(content))
-    assert answer(paper.mod(message, paper.context(), app([], **changes))) == ("input", b"")
+    assert answer(paper.mod(message, paper.context(), app([], **changes))) == ("failed", b"")
     assert paper.clients[0].submitted == []
 
 
@@ -255,19 +308,23 @@ def test_threat_45_no_text_of_the_app_leaves_or_is_logged(
     caplog.set_level(logging.DEBUG)
     content = paper.content()
     announcement = paper.announce(content)
-    for function, code in ((broken, "failed"), (error, "input")):
+    for function in (broken, error):
         reply = paper.mod(paper.message(content, announcement), paper.context(), function)
-        assert answer(reply) == (code, b"")
+        assert answer(reply) == ("failed", b"")
         assert "4711" not in repr(reply)
     assert "4711" not in caplog.text
     assert "ValueError at test_mod.py:" in caplog.text
 
 
-@pytest.mark.parametrize("failure", [PeerLostError("party-1 closed"), RangeError("too large")])
-def test_errors_of_the_upload_become_codes(paper: Any, failure: PeerLostError | RangeError) -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [PeerLostError("party-1 closed"), RangeError("too large"), ProtocolError("twice"), ValueError("no")],
+)
+def test_threat_14_after_training_began_there_is_one_code(paper: Any, failure: Exception) -> None:
+    """Codes of checks that have seen the data would answer the server's questions about them."""
     content = paper.content()
     announcement = paper.announce(content)
     answer(paper.mod(paper.message(content, announcement), paper.context(), app([])))
     paper.clients[0].failure = failure
     reply = paper.mod(paper.message(content, announcement), paper.context(), app([]))
-    assert answer(reply) == (failure.code, b"")
+    assert answer(reply) == ("failed", b"")

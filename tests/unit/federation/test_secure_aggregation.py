@@ -30,6 +30,7 @@ from flwr.serverapp.strategy import (
 )
 
 from fedsec.aggregation.service import AggregatorService
+from fedsec.aggregation.trust import TrustLimits
 from fedsec.cluster.keys import LocalKeys, make_local_keys, write_trust_files
 from fedsec.errors import PeerLostError, TrustError, UsageError
 from fedsec.federation.grid import Dropout, InProcessGrid, node_configs
@@ -72,7 +73,8 @@ def open_site(folder: Path) -> Site:
     keys = make_local_keys(folder / "keys", parties=3, hospitals=HOSPITALS)
     listeners = {name: socket.create_server(("127.0.0.1", 0)) for name in keys.parties}
     cluster = keys.cluster_file({name: one.getsockname()[:2] for name, one in listeners.items()})
-    trust = list(write_trust_files(keys, cluster).values())
+    limits = TrustLimits(metrics={**PLAN.train_metrics, **PLAN.evaluate_metrics})
+    trust = list(write_trust_files(keys, cluster, limits).values())
     services, servers = [], []
     for name, listener in listeners.items():
         identity = Identity.load(keys.identity(name))
@@ -292,22 +294,68 @@ def test_threat_22_below_the_minimum_cohort_the_model_stays(site: Site, mod: Sec
     assert len(only.result.arrays) == 0
 
 
-@pytest.mark.parametrize("fault", ["nan", "huge", "weight", "metric"])
+@pytest.mark.parametrize("fault", ["nan", "infinity", "weight"])
 def test_threat_14_and_16_bad_values_cost_their_hospital_only(
     site: Site, mod: SecureAggregationMod, fault: str
 ) -> None:
     def change(hospital: int, arrays: dict[str, np.ndarray], metrics: dict[str, Any]) -> None:
         if hospital == 2:
-            arrays["kernel"][1, 1] = {"nan": np.nan, "huge": 1e9}.get(fault, arrays["kernel"][1, 1])
-            metrics["num-examples"] = 10**9 if fault == "weight" else metrics["num-examples"]
-            metrics["loss"] = -1.0 if fault == "metric" else metrics["loss"]
+            arrays["kernel"][1, 1] = {"nan": np.nan, "infinity": np.inf}.get(fault, arrays["kernel"][1, 1])
+            metrics["num-examples"] = 0 if fault == "weight" else metrics["num-examples"]
 
     done = secured(site, mod, FedAvg(fraction_evaluate=0.0), seed=next(_seeds), rounds=1, change=change)
-    assert done.rounds[0].statuses == {"stored": 4, "range": 1}
+    assert done.rounds[0].statuses == {"stored": 4, "failed": 1}
     result = done.rounds[0].result
     assert result is not None
     assert "hospital-02" not in result.included
     assert len(result.included) == 4
+
+
+@pytest.mark.parametrize("fault", ["huge", "weight", "metric"])
+def test_threat_14_and_16_presence_says_nothing_about_a_value_out_of_range(
+    site: Site, mod: SecureAggregationMod, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    """The server announces the ranges: a hospital that stayed away would tell where its value lies."""
+    bias = {}
+
+    def change(hospital: int, arrays: dict[str, np.ndarray], metrics: dict[str, Any]) -> None:
+        if hospital == 2:
+            arrays["bias"][1] = {"huge": 1e9}.get(fault, arrays["bias"][1])
+            metrics["num-examples"] = 10**9 if fault == "weight" else metrics["num-examples"]
+            metrics["loss"] = -1.0 if fault == "metric" else metrics["loss"]
+        bias[hospital] = np.clip(arrays["bias"], -2.0, 2.0)
+
+    done = secured(site, mod, FedAvg(fraction_evaluate=0.0), seed=next(_seeds), rounds=1, change=change)
+    assert done.rounds[0].statuses == {"stored": HOSPITALS}
+    result = done.rounds[0].result
+    assert result is not None
+    weights = [1000 if (fault, i) == ("weight", 2) else WEIGHTS[i] for i in range(HOSPITALS)]
+    losses = [0.0 if (fault, i) == ("metric", 2) else 0.25 * i + 0.125 for i in range(HOSPITALS)]
+    assert result.total_weight == sum(weights)
+    assert result.metrics["loss"] == pytest.approx(np.average(losses, weights=weights), abs=1e-5)
+    plain = np.average([bias[i] for i in range(HOSPITALS)], axis=0, weights=weights)
+    np.testing.assert_allclose(done.result.arrays["bias"].numpy(), plain, rtol=0, atol=1e-5)
+    assert "1 of 17 values were out of the announced ranges" in caplog.text
+
+
+def test_threat_43_a_hospital_that_never_answers_does_not_outlast_the_uploads(site: Site) -> None:
+    plan = dataclasses.replace(PLAN, upload_seconds=7.0)
+    strategy = SecureAggregation(
+        FedAvg(fraction_evaluate=0.0), site.cluster, site.keys.identity("server"), plan=plan
+    )
+    asked: list[tuple[float | None, float]] = []
+
+    class Silent(InProcessGrid):
+        def send_and_receive(
+            self, messages: Iterable[Message], *, timeout: float | None = None
+        ) -> Iterable[Message]:
+            asked.extend((timeout, one.metadata.ttl) for one in messages)
+            return []
+
+    start = ArrayRecord({"w": Array(np.zeros(3, np.float32))})
+    strategy.start(Silent(numpy_app(), node_configs(HOSPITALS)), start, num_rounds=1)
+    strategy.close()
+    assert asked == [(7.0, 7.0)] * HOSPITALS
 
 
 def test_client_side_clipping_inside_the_mod(site: Site, mod: SecureAggregationMod) -> None:
