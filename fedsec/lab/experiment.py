@@ -15,6 +15,7 @@ from typing import Any
 from fedsec.aggregation.trust import TrustLimits
 from fedsec.cluster.cluster import Cluster
 from fedsec.errors import PeerLostError, RoundAbortedError, StateError
+from fedsec.lab.plan import round_plan
 from fedsec.lab.progress import Reporter
 from fedsec.lab.result import PredictionReport, RoundReport, RunResult
 from fedsec.lab.rundir import RunFolder
@@ -114,7 +115,7 @@ def local_cluster(folder: RunFolder, scenario: Scenario, ports: Sequence[int] | 
     Raises:
         UsageError: The number of ports is not that of parties.
     """
-    settings = scenario.aggregation
+    settings, plan = scenario.aggregation, round_plan(scenario)
     return Cluster.local(
         folder.path,
         settings.aggregators,
@@ -122,11 +123,14 @@ def local_cluster(folder: RunFolder, scenario: Scenario, ports: Sequence[int] | 
         ports,
         minimum_cohort=settings.minimum_cohort,
         limits=TrustLimits(
-            fewest_aggregators=settings.aggregators,
             minimum_cohort=settings.minimum_cohort,
-            largest_weight=scenario.training.examples,
+            largest_weight=plan.largest_weight,
+            smallest_largest_weight=plan.largest_weight,
             largest_clip=settings.clip,
+            smallest_clip=settings.clip,
             ring_bits=(settings.ring_bits,),
+            weights=(plan.weights,),
+            metrics=plan.train_metrics,
         ),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +15,6 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Strategy
 from fedsec.errors import RoundAbortedError
 from fedsec.federation.apps import (
     PARAMETERS,
-    TRAIN_METRICS,
     Examples,
     TrainingConfig,
     client_app,
@@ -25,8 +23,8 @@ from fedsec.federation.apps import (
 from fedsec.federation.grid import DropEachRound, InProcessGrid, node_configs, run_server_app
 from fedsec.federation.mod import SecureAggregationMod
 from fedsec.federation.observer import SimulationObserver, largest_difference, plain_mean
-from fedsec.federation.plan import RoundPlan
 from fedsec.federation.strategy import SecureAggregation, SecureRound
+from fedsec.lab.plan import round_plan
 from fedsec.lab.progress import Reporter
 from fedsec.lab.result import RoundReport
 from fedsec.learning import partition
@@ -35,9 +33,6 @@ from fedsec.learning.data import Mnist, pixels
 from fedsec.learning.evaluation import set_parameters
 from fedsec.scenario import Scenario, StrategySettings
 from fedsec.transport import Meter
-
-SPREAD = 10
-"""How far weights may lie from the mean of all: one hospital's above it, the mean of a round below it."""
 
 
 def examples_of(scenario: Scenario, mnist: Mnist) -> Callable[[int], Examples]:
@@ -50,23 +45,6 @@ def examples_of(scenario: Scenario, mnist: Mnist) -> Callable[[int], Examples]:
     else:
         parts = partition.dirichlet(labels, settings.count, settings.alpha, scenario.seed)
     return lambda hospital: (images[parts[hospital]], labels[parts[hospital]])
-
-
-def round_plan(scenario: Scenario) -> RoundPlan:
-    """Return the public constants of the rounds; none of them is taken from any hospital's data."""
-    settings, examples = scenario.aggregation, scenario.training.examples
-    mean = examples / scenario.hospitals.count
-    # A skewed split has no bound of its own below all the examples.
-    equal = scenario.hospitals.partition == "equal"
-    return RoundPlan(
-        clip=settings.clip,
-        largest_weight=min(examples, math.ceil(SPREAD * mean)) if equal else examples,
-        smallest_mean_weight=max(1.0, mean / SPREAD),
-        minimum_cohort=settings.minimum_cohort,
-        ring_bits=settings.ring_bits,
-        upload_seconds=settings.upload_seconds,
-        train_metrics=TRAIN_METRICS,
-    )
 
 
 def strategy_of(settings: StrategySettings) -> Strategy:

@@ -8,8 +8,9 @@ from fedsec.aggregation.encoding import plan_encoding
 from fedsec.errors import RoundAbortedError
 from fedsec.federation.observer import SimulationObserver
 from fedsec.federation.strategy import SecureRound
+from fedsec.lab.plan import round_plan
 from fedsec.lab.result import RoundReport
-from fedsec.lab.training import _Rounds, examples_of, round_plan, strategy_of
+from fedsec.lab.training import _Rounds, examples_of, strategy_of
 from fedsec.learning.data import Mnist
 from fedsec.scenario import Scenario
 

@@ -1,0 +1,28 @@
+"""The public constants of a scenario's rounds: what the server announces and what every hospital pins."""
+
+from __future__ import annotations
+
+import math
+
+from fedsec.federation.plan import TRAIN_METRICS, RoundPlan
+from fedsec.scenario import Scenario
+
+SPREAD = 10
+"""How far weights may lie from the mean of all: one hospital's above it, the mean of a round below it."""
+
+
+def round_plan(scenario: Scenario) -> RoundPlan:
+    """Return the public constants of the rounds; none of them is taken from any hospital's data."""
+    settings, examples = scenario.aggregation, scenario.training.examples
+    mean = examples / scenario.hospitals.count
+    # A skewed split has no bound of its own below all the examples.
+    equal = scenario.hospitals.partition == "equal"
+    return RoundPlan(
+        clip=settings.clip,
+        largest_weight=min(examples, math.ceil(SPREAD * mean)) if equal else examples,
+        smallest_mean_weight=max(1.0, mean / SPREAD),
+        minimum_cohort=settings.minimum_cohort,
+        ring_bits=settings.ring_bits,
+        upload_seconds=settings.upload_seconds,
+        train_metrics=TRAIN_METRICS,
+    )
