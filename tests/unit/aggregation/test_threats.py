@@ -226,21 +226,6 @@ def test_threat_18_a_retry_sends_identical_bytes_and_a_restart_sends_nothing(wor
     assert sent == []
 
 
-def test_threat_23_an_update_goes_out_under_one_round_id(world):
-    one = contribution(0)
-    first = world.announcement()
-    world.submit(world.hospitals[0], first, world.open(first), one)
-    for fields in ({"round": 2}, {"session": bytes(16)}):
-        again = world.announcement(**fields)
-        signed = world.open(again)
-        with pytest.raises(ProtocolError, match="another round id"):
-            world.submit(world.hospitals[0], again, signed, one)
-    world.restart_client(world.hospitals[0])
-    again = world.announcement(round=3)
-    with pytest.raises(ProtocolError, match="another round id"):
-        world.submit(world.hospitals[0], again, world.open(again), one)
-
-
 def agreed_round(world, present=4):
     announcement = world.announcement()
     signed = world.open(announcement)
