@@ -16,6 +16,7 @@ from fedsec.sharing.boolean import unpack_bits
 from fedsec.sharing.replicated import RepShare
 from fedsec.testing import Additive, Bits, CheckError, Example, Mutant, Secret, check_protocol, view_report
 from fedsec.testing.checks import check_cost, check_teeth, check_value, check_view
+from fedsec.testing.fixed_inputs import p_of_fixed_inputs
 from fedsec.testing.inputs import rows_of
 from fedsec.testing.plugin import SEED_VARIABLE, seed_of_this_run
 from fedsec.transport import Deadline
@@ -81,6 +82,18 @@ def test_each_broken_stream_leaves_the_value_right_and_is_noticed_by_one_of_the_
     assert (report.fixed < 1e-12) == (mutant in notices_fixed)
     assert (report.random < 1e-12) == (mutant in notices_random)
     assert not report.hides
+
+
+def test_a_leak_that_half_of_all_inputs_show_is_noticed_with_fixed_inputs_every_time() -> None:
+    def sometimes_unmasked(party: Party, words: RingArray) -> RepShare:
+        masked = party.zero_share(words.shape)
+        if party.id == 0:
+            masked = np.where(words >> np.uint64(40) & np.uint64(1), np.uint64(0), masked)
+        return RepShare(masked + words, party.pass_back(masked + words))
+
+    example = Example(sometimes_unmasked, {"words": Additive()})
+    for _ in range(8):
+        assert p_of_fixed_inputs(example, 1 << 14, secrets.token_bytes(32), None) < 1e-12
 
 
 def test_a_view_check_that_notices_nothing_fails_the_teeth_check() -> None:
