@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-_ROUNDING = 1e-9
-"""Relative allowance for float64's own errors in these sums; it needs about terms * 1e-16."""
+_TWO_ROUNDINGS = 2.0**-52
+"""Twice float64's relative error of one operation. The error of a sum is at most its number of terms times
+one such error of the sum of the terms' SIZES: where terms cancel, it can be any multiple of the result."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,28 +42,49 @@ class Interval:
         """The least integer e for which every value is smaller than 2^e in size."""
         return math.frexp(self.size)[1]
 
-    def linear(self, kernel: Floats, bias: Floats, apply: Callable[[Floats, Floats], Floats]) -> Interval:
+    def linear(
+        self, kernel: Floats, sizes: Floats, bias: Floats, apply: Callable[[Floats, Floats], Floats]
+    ) -> Interval:
         """Bound ``apply(x, kernel) + bias``, where ``apply`` is linear in both.
 
         A lower bound takes the lower input where the kernel is positive and the upper where it is negative.
+
+        Args:
+            kernel: The last axis is that of the outputs.
+            sizes: At least the kernel's absolute values; of a kernel that was summed, the sums of them.
+            bias: One an output.
+            apply: A matrix product or a convolution.
         """
         positive, negative = np.maximum(kernel, 0.0), np.minimum(kernel, 0.0)
         low = apply(self.low, positive) + apply(self.high, negative) + bias
         high = apply(self.high, positive) + apply(self.low, negative) + bias
-        slack = _ROUNDING * max(1.0, float(np.max(np.abs(low))), float(np.max(np.abs(high))))
+        # One rounding a term for these sums, one for those within a joint kernel.
+        terms = kernel[..., 0].size + 4
+        slack = terms * _TWO_ROUNDINGS * (apply(self._sizes, sizes) + np.abs(bias))
         return Interval(low - slack, high + slack)
+
+    def summed(self, add: Callable[[Floats], Floats], terms: int) -> Interval:
+        """Bound sums of ``terms`` values each."""
+        slack = (terms + 4) * _TWO_ROUNDINGS * add(self._sizes)
+        return Interval(add(self.low) - slack, add(self.high) + slack)
 
     def truncated(self, fraction_bits: int) -> Interval:
         """Bound what a sound truncation leaves: the floor, or one unit less."""
-        return Interval(self.low - 2.0 ** (1 - fraction_bits), self.high)
+        low: Floats = np.nextafter(self.low - 2.0 ** (1 - fraction_bits), -np.inf)
+        return Interval(low, self.high)
 
     def relu(self) -> Interval:
         """Bound max(0, x)."""
         return Interval(np.maximum(self.low, 0.0), np.maximum(self.high, 0.0))
 
     def map(self, function: Callable[[Floats], Floats]) -> Interval:
-        """Bound a sum of values, or the same values in another shape."""
+        """Bound the same values in another shape, or among zeros."""
         return Interval(function(self.low), function(self.high))
+
+    @property
+    def _sizes(self) -> Floats:
+        sizes: Floats = np.maximum(np.abs(self.low), np.abs(self.high))
+        return sizes
 
 
 def with_box(kernel: Floats, box: tuple[int, int], step: int) -> Floats:

@@ -22,7 +22,9 @@ from fedsec.nn.windows import positions
 VERSION = 1
 
 MAX_ELEMENTS = 1 << 24
-"""Of one example at any layer, and of one kernel: a plan from outside cannot make a party allocate more."""
+"""Of one kernel, and of the largest array that a step makes of one example (``Plan.largest_array``), patches
+and padding included. It is no bound of memory: a batch has many examples, a step holds a few such arrays at
+once, and a plan has up to 256 steps with a kernel each. Who runs a plan bounds the batch."""
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Margin = Annotated[int, msgspec.Meta(ge=0, le=1 << 10)]
@@ -45,6 +47,11 @@ class _Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     name: Text
     input_shape: Shape
     output_shape: Shape
+
+    @property
+    def largest_array(self) -> int:
+        """Ring elements of the largest array that this step makes of one example."""
+        return max(math.prod(self.input_shape), math.prod(self.output_shape))
 
     def _expect_output(self, expected: tuple[int, ...]) -> None:
         if min(expected) < 1 or self.output_shape != expected:
@@ -90,6 +97,14 @@ class Conv2D(_Step, frozen=True, kw_only=True, tag="conv2d"):
         if self.kernel_shape[2] != self.input_shape[2]:
             raise UsageError(f"plan, step {self.name!r}: kernel {self.kernel_shape} on {self.input_shape}")
         self._expect_output((height, width, self.kernel_shape[3]))
+
+    @property
+    def largest_array(self) -> int:
+        """Ring elements of the padded image, or of the patches under the kernel, one for each position."""
+        padded = [size + sum(margin) for size, margin in zip(self.input_shape, self.padding, strict=False)]
+        image = math.prod(padded) * self.input_shape[2]
+        patches = math.prod(self.output_shape[:2]) * math.prod(self.kernel_shape[:3])
+        return max(image, patches, math.prod(self.output_shape))
 
 
 class Dense(_Step, frozen=True, kw_only=True, tag="dense"):
@@ -199,6 +214,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """Fraction bits of the answers; more than ``fraction_bits`` if the last product is not truncated."""
         return _follow(self)
 
+    @property
+    def largest_array(self) -> int:
+        """Ring elements of the largest array that a step makes of one example; a batch has as many times."""
+        return max(step.largest_array for step in self.layers)
+
     def digest(self) -> str:
         """Return the SHA-256 of the plan's JSON in hexadecimal."""
         return hashlib.sha256(self.to_json()).hexdigest()
@@ -240,10 +260,11 @@ def _follow(plan: Plan) -> int:
     """Follow shapes and fraction bits through the plan; returns those of the output."""
     shape, bits = plan.input_shape, plan.fraction_bits
     for step in plan.layers:
-        if step.input_shape != shape or math.prod(step.output_shape) > MAX_ELEMENTS:
+        if step.input_shape != shape or step.largest_array > MAX_ELEMENTS:
             raise UsageError(
-                f"plan, step {step.name!r}: takes {list(step.input_shape)}, gives {list(step.output_shape)};"
-                f" expected to take {list(shape)} and to give at most {MAX_ELEMENTS} values"
+                f"plan, step {step.name!r}: takes {list(step.input_shape)}, gives {list(step.output_shape)}"
+                f" and makes {step.largest_array} values of one example; expected to take {list(shape)} and"
+                f" to make at most {MAX_ELEMENTS}"
             )
         bits = _follow_bits(plan, step, bits)
         shape = step.output_shape

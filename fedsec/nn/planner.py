@@ -100,6 +100,7 @@ class _Builder:
         kernel, bias, bits = self._folded(layer, math.prod(box))
         self.interval = self.interval.map(lambda values: windows.pad(values, layer.padding)).linear(
             bounds.with_box(kernel, box, layer.stride),
+            bounds.with_box(np.abs(kernel), box, layer.stride),
             bias,
             lambda x, w: windows.conv2d(x, w, stride),
         )
@@ -123,7 +124,7 @@ class _Builder:
                 layer, f"a matrix of shape {list(layer.kernel.shape)}; is a Flatten missing before it?"
             )
         kernel, bias, bits = self._folded(layer, 1)
-        self.interval = self.interval.linear(kernel, bias, np.matmul)
+        self.interval = self.interval.linear(kernel, np.abs(kernel), bias, np.matmul)
         step = plan.Dense(
             name=layer.name,
             input_shape=self.shape,
@@ -138,8 +139,11 @@ class _Builder:
         output = (*(windows.positions(image[i], layer.pool[i], layer.strides[i]) for i in (0, 1)), image[2])
         if min(output) < 1:
             self._misfit(layer, f"a pool of {list(layer.pool)}")
-        self.interval = self.interval.map(lambda values: windows.sum_pool(values, layer.pool, layer.strides))
-        self.pending *= math.prod(layer.pool)
+        places = math.prod(layer.pool)
+        self.interval = self.interval.summed(
+            lambda values: windows.sum_pool(values, layer.pool, layer.strides), places
+        )
+        self.pending *= places
         self._check_words(layer.name, self.fraction_bits, RING64.bits - 2)
         self._append(
             plan.SumPool2D(

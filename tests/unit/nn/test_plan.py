@@ -11,7 +11,7 @@ import pytest
 from fedsec.errors import InputError, UsageError
 from fedsec.nn import Plan, load_weights, plan_network, save_weights
 from fedsec.nn.network import AveragePoolLayer, ConvLayer, DenseLayer, FlattenLayer, Network, ReluLayer
-from fedsec.nn.plan import Conv2D, Flatten, Relu, Truncate
+from fedsec.nn.plan import MAX_ELEMENTS, Conv2D, Flatten, Relu, Truncate
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +139,47 @@ def test_a_kernel_too_large_is_refused() -> None:
     }  # fmt: skip
     with pytest.raises(UsageError, match="kernel that is too large"):
         Plan.from_json(msgspec.json.encode(raw))
+
+
+CONV = {
+    "type": "conv2d", "name": "c", "input_shape": [1 << 12, 1 << 12, 1], "output_shape": [1, 1, 1],
+    "kernel_shape": [1, 1, 1, 1], "stride": 1 << 13, "weight_fraction_bits": 16, "bound": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "largest"),
+    [
+        ({}, 1 << 24),
+        ({"padding": [[0, 1], [0, 0]]}, (1 << 24) + (1 << 12)),
+        ({"input_shape": [1 << 12, 1 << 12, 2], "kernel_shape": [1, 1, 2, 1]}, 1 << 25),
+        # Few inputs and outputs, but 2^25 values in patches: 1021 x 1021 positions of 4 x 8 places.
+        (
+            {"input_shape": [1024, 1028, 1], "kernel_shape": [4, 8, 1, 1], "stride": 1,
+             "output_shape": [1021, 1021, 1]},
+            1021 * 1021 * 32,
+        ),
+    ],
+    ids=["as large as allowed", "padding", "input", "patches"],
+)  # fmt: skip
+def test_no_step_makes_a_larger_array_of_one_example_than_allowed(
+    changes: dict[str, object], largest: int
+) -> None:
+    step = {**CONV, **changes}
+    raw = {
+        "name": "large", "input_shape": step["input_shape"], "output_shape": step["output_shape"],
+        "input_low": 0.0, "input_high": 1.0, "fraction_bits": 16, "layers": [step],
+    }  # fmt: skip
+    if largest == MAX_ELEMENTS:
+        assert Plan.from_json(msgspec.json.encode(raw)).largest_array == largest
+    else:
+        with pytest.raises(UsageError, match=f"makes {largest} values of one example"):
+            Plan.from_json(msgspec.json.encode(raw))
+
+
+def test_the_largest_array_of_a_plan_is_the_one_that_is_made(planned: tuple[Plan, list[np.ndarray]]) -> None:
+    # 8 x 8 images, 2 x 2 boxes, 3 x 3 kernels at stride 2: 3 x 3 positions of 9 places; outputs 3 x 3 x 4.
+    assert planned[0].largest_array == 81
 
 
 def test_weights_come_back_from_their_file(planned: tuple[Plan, list[np.ndarray]], tmp_path: Path) -> None:

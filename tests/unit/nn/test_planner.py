@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsec.errors import UnsupportedModelError
+from fedsec.mpc import simulate
 from fedsec.nn import Plan, bounds, plaintext, plan_network, windows
+from fedsec.nn import layers as layers_on_shares
 from fedsec.nn.network import AveragePoolLayer, ConvLayer, DenseLayer, FlattenLayer, Network, ReluLayer
 from fedsec.nn.plan import Conv2D, Dense, Relu
+from fedsec.nn.weights import decode_output, encode_input, share_weights
+from fedsec.ring import fresh_stream
+from fedsec.sharing import replicated
 
 
 def naive_conv(x: np.ndarray, layer: ConvLayer) -> np.ndarray:
@@ -149,6 +156,116 @@ def test_threat_11_the_bound_is_reached_by_the_worst_input() -> None:
     worst = float(plaintext.predict(plan, weights, np.sign(kernel).T)[0, 0])
     assert worst == pytest.approx(np.abs(kernel).sum() + 0.5)
     assert plan.layers[0].bound / 2 <= worst < plan.layers[0].bound
+
+
+def exact(values: np.ndarray) -> np.ndarray:
+    return np.array([Fraction(value) for value in values.ravel()], dtype=object).reshape(values.shape)
+
+
+def exact_bounds(interval: bounds.Interval, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bound of x @ kernel in rational numbers."""
+    low, high = exact(interval.low), exact(interval.high)
+    zero = Fraction(0)
+    positive, negative = np.maximum(exact(kernel), zero), np.minimum(exact(kernel), zero)
+    return low @ positive + high @ negative, high @ positive + low @ negative
+
+
+@pytest.mark.parametrize("scale", [0, 26, 44])
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1.0])
+def test_threat_11_a_bound_holds_where_large_terms_cancel(scale: int, spread: float) -> None:
+    """Float64's error in a sum is relative to the terms: where they cancel it exceeds the result."""
+    generator = np.random.default_rng(scale)
+    for _ in range(5):
+        half = np.ldexp(generator.uniform(-1, 1, (128, 2)), scale)
+        kernel = generator.permutation(np.concatenate([half, -half]))
+        low = generator.uniform(0.5, 1.0, (1, 256)) if spread else np.ones((1, 256))
+        interval = bounds.Interval(low, low + spread)
+
+        found = interval.linear(kernel, np.abs(kernel), np.zeros(2), np.matmul)
+
+        lowest, highest = exact_bounds(interval, kernel)
+        assert np.all(exact(found.low) <= lowest)
+        assert np.all(exact(found.high) >= highest)
+        # No wild overestimate either: about 256 roundings of the terms' sizes.
+        allowed = Fraction(2.0**-43) * (np.maximum(abs(low), abs(low + spread)) @ np.abs(kernel))
+        assert np.all(lowest - exact(found.low) <= allowed)
+
+
+def test_threat_11_a_bound_holds_where_a_joint_kernel_cancels() -> None:
+    # Of three values that a box joins, the large ones cancel, and float64 loses the 1 between them.
+    kernel = np.array([2.0**60, 1.0, -(2.0**60)]).reshape(3, 1, 1, 1)
+    only_the_middle = np.array([0.0, 0.0, 1.0, 0.0, 0.0]).reshape(1, 5, 1, 1)
+    joint, sizes = (bounds.with_box(values, (3, 1), 1) for values in (kernel, np.abs(kernel)))
+
+    found = bounds.Interval(only_the_middle, only_the_middle).linear(
+        joint, sizes, np.zeros(1), windows.conv2d
+    )
+
+    assert found.low.item() <= 1.0 <= found.high.item()
+    assert joint[2].item() == 0.0
+
+
+@pytest.mark.parametrize("pool_strides", [(2, 2), (1, 1)])
+def test_threat_11_the_planner_allows_for_rounding_in_every_linear_step(
+    pool_strides: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With roundings as large as the terms, every bound is many times as large."""
+    networks = [conv_and_pool(3, pool_strides=pool_strides, relu_between=apart) for apart in (False, True)]
+    for network in networks:
+        network.layers[0].bias[:] = 0.0  # so that the kernel alone must make the difference
+    honest = [plan_network(network, fraction_bits=8)[0] for network in networks]
+    monkeypatch.setattr(bounds, "_TWO_ROUNDINGS", 1.0)
+
+    for network, plan in zip(networks, honest, strict=True):
+        coarse, _ = plan_network(network, fraction_bits=8)
+        bounds_of = [[s.bound for s in p.layers if isinstance(s, Conv2D | Dense)] for p in (plan, coarse)]
+        assert all(large >= 4 * small for small, large in zip(*bounds_of, strict=True))
+
+
+def test_threat_11_a_bound_of_sums_holds_where_they_cancel() -> None:
+    values = np.array([2.0**60, 1.0, -(2.0**60)]).reshape(1, 3, 1, 1)
+
+    found = bounds.Interval(values, values).summed(lambda x: windows.sum_pool(x, (3, 1), (1, 1)), 3)
+
+    assert found.low.item() <= 1.0 <= found.high.item()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "bias", "input_high"),
+    [(1.0, 0.0, 1 - 2.0**-18), (1 - 2.0**-18, 0.0, 1.0), (0.0, 1 - 2.0**-34, 1.0)],
+    ids=["input", "kernel", "bias"],
+)
+def test_threat_11_bounds_are_those_of_the_rounded_values(
+    kernel: float, bias: float, input_high: float
+) -> None:
+    """Each of these is just below 1 and 1 in the ring, which a window for values below 1 does not hold."""
+    layers = (DenseLayer("d", np.array([[kernel]]), np.array([bias])), ReluLayer("r"))
+    layers += (DenseLayer("e", np.ones((1, 1)), np.zeros(1)),)
+    plan, _ = plan_network(Network("edge", (1,), layers, 0.0, input_high))
+
+    assert plan.layers[0].bound == 2.0
+    assert [step.window_bits for step in plan.layers if isinstance(step, Relu)] == [1 + 16 + 1]
+
+
+def test_threat_11_a_truncation_takes_up_to_two_units() -> None:
+    """A value just above -1 unit becomes -2 units; 2^20 + 2 times that, below -2^21, needs 23 bits."""
+    unit = 2.0**-16
+    layers = (
+        DenseLayer("d", np.zeros((1, 1)), np.array([-(1 - unit) * unit])),
+        DenseLayer("e", np.array([[2.0**20 + 2]]), np.zeros(1)),
+        ReluLayer("r"),
+        DenseLayer("f", np.ones((1, 1)), np.zeros(1)),
+    )
+    plan, weights = plan_network(Network("units", (1,), layers))
+    (window,) = (step.window_bits for step in plan.layers if isinstance(step, Relu))
+    assert 2 ** (window - 1) > 2 * (2**20 + 2)
+
+    # And so it happens: with 22 bits the sign of nearly every answer would be wrong.
+    x = replicated.share(encode_input(plan, np.ones((100, 1))), fresh_stream(), plan.fraction_bits)
+    shares = share_weights(plan, weights, fresh_stream())
+    done = simulate(lambda party: layers_on_shares.predict(party, plan, shares[party.id], x[party.id]))
+
+    assert np.all(decode_output(plan, replicated.reconstruct(done.results)) == 0.0)
 
 
 @pytest.mark.parametrize(("size", "bound"), [(0.99, 1.0), (1.0, 2.0), (1.01, 2.0), (0.2, 0.25)])
