@@ -15,14 +15,14 @@ from typing import Any
 import msgspec
 
 from fedsec.aggregation.announcement import MOST_ROUNDS, SESSION_BYTES, RoundId, decode_announcement
-from fedsec.aggregation.context import Context, Outgoing, check_chain
+from fedsec.aggregation.context import Context, Outgoing
+from fedsec.aggregation.history import History
 from fedsec.aggregation.messages import (
     NONCE_BYTES,
     STORED_LABEL,
     AbortRound,
     Announce,
     Announced,
-    ChainHead,
     CloseUploads,
     CollectSum,
     FinishRound,
@@ -42,9 +42,7 @@ from fedsec.aggregation.messages import (
     header_digest,
     part_digest,
     read_statement,
-    seal,
     stored_payload,
-    unseal,
 )
 from fedsec.aggregation.parts import PartFolder, PartWriter, erase_folder, part_bytes
 from fedsec.aggregation.policy import Policy
@@ -77,10 +75,9 @@ class Aggregator:
     ) -> None:
         self.lock = threading.RLock()
         self.name = signer.name
-        self.behind = False
         self._store = Store(folder)
         self._context = Context(signer, self._store, policy, clock)
-        self._to_greet = {name for name in policy.aggregators if name != signer.name}
+        self._history = History(self._context)
         self._farewells: set[Outgoing] = set()
         self._rounds = {row.key: self._load(row) for row in self._store.rounds()}
         self._unclean: list[Round] = []
@@ -90,7 +87,7 @@ class Aggregator:
             CloseUploads: self._close_uploads,
             UploadList: lambda peer, message: self._statement("list", peer, message.statement),
             SetSignature: lambda peer, message: self._statement("set", peer, message.statement),
-            Hello: self._hello,
+            Hello: lambda peer, message: (self._heard(peer, message), b""),
             AbortRound: self._abort,
             CollectSum: self._collect,
             FinishRound: self._finish,
@@ -159,14 +156,17 @@ class Aggregator:
         with self.lock:
             return min((round_.deadline for round_ in self._rounds.values()), default=math.inf)
 
+    @property
+    def greeted(self) -> bool:
+        """Whether every other aggregator has answered the greeting of this process."""
+        return self._history.greeted
+
     def outgoing(self, peer: str) -> list[Outgoing]:
         """Return what one peer has not confirmed yet, in the order it has to be said."""
         with self.lock:
             found = [one for round_ in self._rounds.values() for one in round_.outgoing() if one.peer == peer]
-            chain = self._store.chain()
-            if peer in self._to_greet:
-                hello = Hello(self.name, seal(self._context.signer, chain))
-                found.append(Outgoing(peer, chain.counter, hello, b""))
+            greeting = self._history.greeting(peer)
+            found += [] if greeting is None else [greeting]
             found += [one for one in self._farewells if one.peer == peer]
             return sorted(found, key=lambda one: one.counter)
 
@@ -175,9 +175,9 @@ class Aggregator:
         with self.lock:
             self._farewells.discard(outgoing)
             if isinstance(reply, Greeted):
-                self._to_greet.discard(outgoing.peer)
-                if reply.counter > self._store.chain().counter:
-                    self._notice_behind(outgoing.peer)
+                if reason := self._history.answered(outgoing.peer, reply):
+                    for one in self._rounds.values():
+                        one.stop(reason)
             elif (round_ := self._rounds.get(outgoing.round_key)) is not None:
                 round_.delivered(outgoing)
 
@@ -194,8 +194,7 @@ class Aggregator:
 
     def _announce(self, peer: Peer, message: Announce) -> tuple[Announced, bytes]:
         self._require_server(peer)
-        if self.behind:
-            raise StateError(f"'{self.name}' is behind what its peers saw: its state was rolled back")
+        self._history.require_current()
         announcement = self._context.policy.check(self.name, message.announcement)
         key, digest = announcement.id.key, announcement.digest
         if (row := self._store.round(key)) is not None:
@@ -275,16 +274,9 @@ class Aggregator:
         self._find(subject.round).take(kind, peer.name, statement)
         return Received(), b""
 
-    def _hello(self, peer: Peer, message: Hello) -> tuple[Greeted, bytes]:
+    def _heard(self, peer: Peer, message: Hello) -> Greeted:
         self._require_aggregator(peer)
-        chain = unseal(message.chain, ChainHead, peer.public_key)
-        seen = self._store.chain(peer.name)
-        if chain.counter > seen.counter:
-            with self._store.transaction():
-                self._store.set_chain(chain, peer.name)
-        elif chain.counter == seen.counter:
-            check_chain(self._store, peer.name, chain)
-        return Greeted(seen.counter), b""
+        return self._history.hear(peer, message)
 
     def _collect(self, peer: Peer, message: CollectSum) -> tuple[SumShare, bytes]:
         return self._find(message.round).collect(peer.public_key)
@@ -308,11 +300,6 @@ class Aggregator:
         return round_.receipt(peer.name, message.upload_id), b""
 
     # Helpers.
-
-    def _notice_behind(self, peer: str) -> None:
-        self.behind = True
-        for round_ in self._rounds.values():
-            round_.stop(f"'{self.name}' is behind what '{peer}' saw of it: its state was rolled back")
 
     def _leave(self, round_: Round) -> None:
         del self._rounds[round_.key]

@@ -38,15 +38,18 @@ def commitment(round_key: bytes, aggregator: str, nonce: bytes, words: bytes) ->
     return digest("sum share", round_key, aggregator.encode(), nonce, words)
 
 
-def check_chain(store: Store, peer: str, chain: ChainHead) -> None:
+def check_chain(store: Store, peer: str, public_key: bytes, chain: ChainHead) -> None:
     """Check that a peer's history is not behind what this aggregator last saw of it.
 
     Raises:
-        StateError: The peer's state was rolled back or forked; it is named.
+        StateError: The peer's state was rolled back or forked; it is named, and this is remembered.
     """
-    seen = store.chain(peer)
+    seen = store.chain(public_key)
     if chain.counter < seen.counter or (chain.counter == seen.counter and chain.head != seen.head):
         text = (
             f"aggregator '{peer}' is behind: it showed event {seen.counter} before, now event {chain.counter}"
         )
-        raise StateError(f"{text}; its state was rolled back, it must be enrolled anew")
+        text = f"{text}; its state was rolled back, it must be enrolled anew, with a new key"
+        with store.transaction():
+            store.set_rollback(public_key, text)
+        raise StateError(text)

@@ -86,7 +86,7 @@ class MemoryNetwork:
 
 
 class MemoryLinks:
-    """One participant's requests over a :class:`MemoryNetwork`; the network moves after each."""
+    """One participant's requests over a :class:`MemoryNetwork`; the network moves before and after each."""
 
     def __init__(self, network: MemoryNetwork, peer: Peer) -> None:
         self._network = network
@@ -104,6 +104,7 @@ class MemoryLinks:
     ) -> tuple[T, bytearray]:
         """Send a request and return the reply with its body; see :class:`~fedsec.aggregation.links.Links`."""
         deadline.remaining(aggregator)
+        self._network.pump()
         encoded, answer = self._network.ask(self._peer, aggregator, message, body)
         self._network.pump()
         return msgspec.msgpack.decode(encoded, type=reply), bytearray(answer[: max_body_bytes or None])

@@ -23,6 +23,7 @@ from fedsec.aggregation.signing import (
     sign,
 )
 from fedsec.errors import ProtocolError
+from fedsec.transport.decoding import MALFORMED
 
 UPLOAD_ID_BYTES = 16
 NONCE_BYTES = 32
@@ -173,9 +174,13 @@ class AbortRound(msgspec.Struct, frozen=True, tag="abort_round", forbid_unknown_
 
 
 class Greeted(msgspec.Struct, frozen=True, tag="greeted", forbid_unknown_fields=True):
-    """Reply: the last event of the asker that this aggregator has seen; above its own means it is behind."""
+    """Reply: the last event of the asker that this aggregator has seen; above its own means it is behind.
+
+    Without ``same_history`` the asker showed another event under that number before: it was set back, too.
+    """
 
     counter: int
+    same_history: bool = True
 
 
 class Received(msgspec.Struct, frozen=True, tag="received", forbid_unknown_fields=True):
@@ -261,7 +266,7 @@ def read(message: Signed, kind: type[_T]) -> _T:
         raise ProtocolError(f"a signature has {SIGNATURE_BYTES} bytes, got {len(message.signature)}")
     try:
         return msgspec.msgpack.decode(message.payload, type=kind)
-    except msgspec.MsgspecError:
+    except MALFORMED:
         raise ProtocolError(f"the signed bytes are no {kind.__name__} of this version") from None
 
 

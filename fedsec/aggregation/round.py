@@ -133,16 +133,19 @@ class Round:
         chain = self._checked(kind, sender, statement)
         if known is not None:
             text = f"aggregator '{sender}' signed two different {kind} statements for {self.announcement.id}"
+            text = f"{text}: its state was rolled back, or it lies"
+            with self._context.store.transaction():
+                self._context.store.set_rollback(self._keys[sender], text)
             self.stop(text)
-            raise StateError(f"{text}: its state was rolled back, or it lies")
+            raise StateError(text)
         try:
-            check_chain(self._context.store, sender, chain)
+            check_chain(self._context.store, sender, self._keys[sender], chain)
         except StateError as error:
             self.stop(str(error))
             raise
         with self._context.store.transaction():
             self._context.store.add_statement(self.key, kind, sender, statement)
-            self._context.store.set_chain(chain, sender)
+            self._context.store.set_chain(chain, self._keys[sender])
 
     def outgoing(self) -> list[Outgoing]:
         """Return the statements that peers have not confirmed yet."""

@@ -38,6 +38,7 @@ _SEND_S = 10.0
 _RETRY_S = 0.2
 _LONGEST_NAP_S = 1.0
 _COLLECT_WAIT_S = 5.0
+_GREETING_WAIT_S = 5.0
 
 
 def policy_from(cluster: ClusterFile, minimum_cohort: int, agreement_s: float = 30.0) -> Policy:
@@ -97,7 +98,7 @@ class AggregatorService:
         """Return the routes of the aggregation for the party's one port."""
         server, hospital, party = (frozenset({role}) for role in (Role.SERVER, Role.HOSPITAL, Role.PARTY))
         return [
-            Route(Announce, server, self._answer),
+            Route(Announce, server, self._announce),
             Route(CloseUploads, server, self._answer),
             Route(CollectSum, server, self._collect),
             Route(FinishRound, server, self._answer),
@@ -136,6 +137,15 @@ class AggregatorService:
             self._due.set()
         return Reply(message, body)
 
+    def _announce(self, call: Call) -> Reply:
+        # The parties of a cluster start together: a server that comes right after waits for their greetings.
+        give_up = time.monotonic() + _GREETING_WAIT_S
+        while not self.aggregator.greeted and (left := give_up - time.monotonic()) > 0:
+            version = self._version
+            if not self.aggregator.greeted:
+                self._wait_for_change(version, left)
+        return self._answer(call)
+
     def _collect(self, call: Call) -> Reply:
         give_up = time.monotonic() + _COLLECT_WAIT_S
         while True:
@@ -151,17 +161,25 @@ class AggregatorService:
             self._due.clear()
             try:
                 self.aggregator.advance()
-            except FedsecError as error:
-                _log.error("the aggregation cannot go on: %s", error)
+                nap = self.aggregator.next_deadline() - time.time()
+            except Exception as error:
+                # Whatever it is (no memory, a full disk): without its clock no round would ever end.
+                _report("the aggregation cannot go on", error)
                 self._stopping.wait(_LONGEST_NAP_S)
+                nap = 0.0
             self._notify()
-            nap = self.aggregator.next_deadline() - time.time()
             self._due.wait(min(max(nap, 0.0), _LONGEST_NAP_S))
 
     def _run_sender(self, peer: str) -> None:
         while not self._stopping.is_set():
             version = self._version
-            if self._send_all(peer):
+            try:
+                sent = self._send_all(peer)
+            except Exception as error:
+                # As for the clock: a sender that has ended would void every round from now on.
+                _report(f"nothing reaches '{peer}'", error)
+                sent = False
+            if sent:
                 self._wait_for_change(version, _LONGEST_NAP_S)
             else:
                 self._stopping.wait(_RETRY_S)
@@ -191,3 +209,9 @@ class AggregatorService:
             self._changed.notify_all()
         if self._stopping.is_set():
             self._due.set()
+
+
+def _report(what: str, error: Exception) -> None:
+    # The text of an error that is not ours could hold anything; its kind does not.
+    text = str(error) if isinstance(error, FedsecError) else type(error).__name__
+    _log.error("%s: %s", what, text)

@@ -33,11 +33,12 @@ CREATE TABLE IF NOT EXISTS statements (
   round BLOB NOT NULL, kind TEXT NOT NULL, aggregator TEXT NOT NULL, payload BLOB NOT NULL,
   signature BLOB NOT NULL, PRIMARY KEY (round, kind, aggregator)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS chain (
-  aggregator TEXT PRIMARY KEY, counter INTEGER NOT NULL, head BLOB NOT NULL) WITHOUT ROWID;
+  public_key BLOB PRIMARY KEY, counter INTEGER NOT NULL, head BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rollbacks (public_key BLOB PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS evidence (round BLOB NOT NULL, payload BLOB NOT NULL, signature BLOB NOT NULL);
 """
 _GENESIS = ChainHead(0, digest("chain start", b""))
-_SELF = ""
+_SELF = b""
 
 
 class State(StrEnum):
@@ -227,14 +228,22 @@ class Store:
 
     # History.
 
-    def chain(self, aggregator: str = _SELF) -> ChainHead:
-        """Return this aggregator's chain head, or the last one seen of a peer."""
-        rows = self._read("SELECT counter, head FROM chain WHERE aggregator=?", aggregator)
+    def chain(self, public_key: bytes = _SELF) -> ChainHead:
+        """Return this aggregator's chain head, or the last one seen of the peer with a key."""
+        rows = self._read("SELECT counter, head FROM chain WHERE public_key=?", public_key)
         return ChainHead(*rows[0]) if rows else _GENESIS
 
-    def set_chain(self, head: ChainHead, aggregator: str = _SELF) -> None:
+    def set_chain(self, head: ChainHead, public_key: bytes = _SELF) -> None:
         """Store a chain head."""
-        self._write("INSERT OR REPLACE INTO chain VALUES (?, ?, ?)", aggregator, head.counter, head.head)
+        self._write("INSERT OR REPLACE INTO chain VALUES (?, ?, ?)", public_key, head.counter, head.head)
+
+    def set_rollback(self, public_key: bytes, reason: str) -> None:
+        """Store that the aggregator with a key, this one or a peer, was set back to an older state."""
+        self._write("INSERT OR IGNORE INTO rollbacks VALUES (?, ?)", public_key, reason)
+
+    def rollbacks(self) -> dict[bytes, str]:
+        """Return why each key's aggregator can take part in no round any more."""
+        return dict(self._read("SELECT public_key, reason FROM rollbacks"))
 
     def forget(self, key: bytes) -> None:
         """Erase what a final round no longer needs: lists with their checksum shares; a digest stays.

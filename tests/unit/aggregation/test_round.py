@@ -271,6 +271,7 @@ def restarted_with(world, name, **limits):
     world.network.aggregators[name].close()
     (party,) = (one for one in world.parties if one.name == name)
     world.network.aggregators[name] = world.start(party, replaced_policy(world, **limits))
+    world.network.pump()
 
 
 def test_threat_22_each_aggregator_refuses_small_cohorts_on_its_own(world):

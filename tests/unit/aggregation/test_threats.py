@@ -1,5 +1,6 @@
 """Hospitals, aggregators and servers that leave the protocol. Numbers are lines of the threat model."""
 
+import dataclasses
 import shutil
 
 import msgspec
@@ -11,6 +12,8 @@ from fedsec.aggregation import HospitalClient
 from fedsec.aggregation.checksum import Checksum
 from fedsec.aggregation.encoding import encode_update
 from fedsec.aggregation.messages import (
+    Announce,
+    ChainHead,
     CollectSum,
     GetReceipt,
     ListStatement,
@@ -26,7 +29,7 @@ from fedsec.aggregation.messages import (
     seal,
 )
 from fedsec.aggregation.parts import make_parts
-from fedsec.errors import FedsecError, ProtocolError, RoundAbortedError, StateError, TrustError
+from fedsec.errors import FedsecError, PeerLostError, ProtocolError, RoundAbortedError, StateError, TrustError
 from fedsec.sharing import compressed
 from fedsec.transport import Role
 
@@ -454,13 +457,104 @@ def test_threat_29_a_rolled_back_aggregator_notices_at_its_start(tmp_path):
 def test_threat_29_one_that_keeps_silent_about_it_is_refused_in_the_next_round(tmp_path):
     with World(tmp_path) as world:
         two_rounds_then_set_back(world, tmp_path / "backup")
-        world.network.aggregators["agg-1"]._to_greet.clear()
+        world.network.aggregators["agg-1"]._history._to_greet.clear()
         announcement = world.announcement(round=3)
         signed = world.open(announcement)
         for seed, hospital in enumerate(world.hospitals[:3]):
             world.submit(hospital, announcement, signed, contribution(30 + seed))
         with pytest.raises(RoundAbortedError, match="'agg-1' is behind"):
             world.collect(announcement)
+
+
+def set_back_by_one_event(world, backup):
+    """agg-1 is restored to its state before its last event, the list of a round that was aborted."""
+    shutil.copytree(world.state_of("agg-1"), backup)
+    aborted = world.announcement(round=1)
+    world.open(aborted)
+    with pytest.raises(RoundAbortedError):
+        world.collect(aborted)
+    world.network.aggregators["agg-1"].close()
+    shutil.rmtree(world.state_of("agg-1"))
+    shutil.copytree(backup, world.state_of("agg-1"))
+    world.network.aggregators["agg-1"] = world.start(world.parties[1])
+    return world.network.aggregators["agg-1"]
+
+
+def announce(world, name, number):
+    announcement = Announce(world.sign(world.announcement(round=number)))
+    return world.network.ask(world.server.peer, name, announcement)
+
+
+def test_threat_29_no_round_begins_before_all_peers_have_answered(world):
+    world.restart("agg-1")
+    world.network.offline.add("agg-2")
+    world.network.pump()
+    with pytest.raises(PeerLostError, match="aggregator 'agg-2' has not answered the greeting of 'agg-1'"):
+        announce(world, "agg-1", 1)
+    world.network.offline.clear()
+    world.network.pump()
+    announce(world, "agg-1", 1)
+
+
+def test_threat_29_another_event_under_a_number_that_was_seen_is_noticed_in_the_greeting(tmp_path):
+    """As many events as its peers saw, but not the same: the counter alone would not tell."""
+    with World(tmp_path) as world:
+        store = set_back_by_one_event(world, tmp_path / "backup")._store
+        store.set_chain(ChainHead(store.chain().counter + 1, bytes(32)))
+        world.network.pump()
+        for _ in range(2):
+            for name in world.network.aggregators:
+                with pytest.raises(StateError, match=r"'agg-1' is behind"):
+                    announce(world, name, 2)
+            # Both sides keep it, whatever happens to the processes.
+            for name in world.network.aggregators:
+                world.restart(name)._history._to_greet.clear()
+
+
+def test_threat_29_a_peer_that_was_once_behind_stays_refused(tmp_path):
+    """It hides its rollback until its first list; from the second event on its counter would look new."""
+    with World(tmp_path) as world:
+        set_back_by_one_event(world, tmp_path / "backup")._history._to_greet.clear()
+        announcement = world.announcement(round=2)
+        world.open(announcement)
+        with pytest.raises(RoundAbortedError, match="'agg-1' is behind"):
+            world.collect(announcement)
+        for number in (3, 4):
+            with pytest.raises(StateError, match="'agg-1' is behind"):
+                announce(world, "agg-0", number)
+            world.restart("agg-0")
+            world.network.pump()
+
+
+def test_threat_29_who_signed_two_statements_stays_refused(world):
+    announcement = agreed_round(world)
+    mine = read(own_set(world, "agg-1", announcement.id.key), SetStatement)
+    other = seal(world.parties[1], replaced(mine, commitment=bytes(32)))
+    with pytest.raises(StateError, match="two different set statements"):
+        world.network.ask(world.parties[1].peer, "agg-0", SetSignature(other))
+    with pytest.raises(StateError, match="'agg-1' signed two different"):
+        announce(world, "agg-0", 2)
+
+
+def test_threat_29_an_aggregator_enrolled_anew_under_its_name_takes_part_again(tmp_path):
+    with World(tmp_path) as world:
+        set_back_by_one_event(world, tmp_path / "backup")
+        world.network.pump()
+        with pytest.raises(StateError, match="behind"):
+            announce(world, "agg-1", 2)
+
+        shutil.rmtree(world.state_of("agg-1"))
+        world.parties[1] = FakeIdentity("agg-1", Role.PARTY)
+        world.network._peers["agg-1"] = world.parties[1].peer
+        keys = {one.name: one.public_key for one in world.parties}
+        world.policy = dataclasses.replace(world.policy, aggregators=keys)
+        for name in world.network.aggregators:
+            world.restart(name)
+        announcement = world.announcement(round=2)
+        signed = world.open(announcement)
+        for seed, hospital in enumerate(world.hospitals):
+            world.submit(hospital, announcement, signed, contribution(seed))
+        assert world.collect(announcement).included_count == 4
 
 
 def test_threat_50_digests_do_not_tell_which_of_two_updates_was_sent(world):
