@@ -14,7 +14,9 @@ class Limits:
     Attributes:
         batch_images: images computed together.
         waiting_images: images whose parts wait in memory; 25 MB at 28 x 28 on 64-bit words.
+        waiting_bytes: the same in bytes of shares, which counts for larger images.
         waiting_per_user: requests of one certificate that wait at a time.
+        waiting_images_per_user: images of one certificate that wait at a time: nobody takes all the room.
         models: models held in memory.
         model_bytes: largest part of one model's weights, as it travels.
         heartbeat_s: an idle leader speaks this often, so that silence means something.
@@ -25,7 +27,9 @@ class Limits:
 
     batch_images: int = MAX_IMAGES
     waiting_images: int = 2048
+    waiting_bytes: int = 1 << 28
     waiting_per_user: int = 16
+    waiting_images_per_user: int = 256
     models: int = 8
     model_bytes: int = 1 << 29
     heartbeat_s: float = 1.0

@@ -34,6 +34,7 @@ from fedsec.serving.messages import Ballot, Entry, Proposal
 from fedsec.serving.waiting import WaitingRoom
 from fedsec.sharing.replicated import RepShare
 from fedsec.transport import Channel, Deadline
+from fedsec.transport.decoding import MALFORMED
 
 LEADER = 0
 _STEP_BYTES = 16_384  # a proposal of 128 entries has 7 kB
@@ -99,7 +100,7 @@ class Table:
         frame = link.receive(f"serve_{kind}/{self._step}", max_bytes=_STEP_BYTES, deadline=deadline)
         try:
             return msgspec.msgpack.decode(frame, type=message)
-        except msgspec.MsgspecError as error:
+        except MALFORMED as error:
             raise ProtocolError(f"{link.peer.name} sent a malformed {kind}: the service ends") from error
 
 

@@ -37,11 +37,15 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class ShareModel(Message, frozen=True, tag="share_model"):
-    """Owner to party: hold this part of a model's weights in memory. The body is the part."""
+    """Owner to party: hold this part of a model's weights in memory. The body is the part.
+
+    ``sharing`` is drawn anew for every splitting: parts of two splittings of one model join to noise.
+    """
 
     model: Id
     plan: PlanBytes
     digest: Digest
+    sharing: Id
 
 
 class ModelHeld(Message, frozen=True, tag="model_held"):

@@ -6,13 +6,14 @@ and none of this writes them anywhere.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from fedsec.errors import DeadlineError, ProtocolError, ServiceEndedError, UsageError, by_code
+from fedsec.errors import DeadlineError, FedsecError, ProtocolError, ServiceEndedError, UsageError, by_code
 from fedsec.nn import Plan, Weights
 from fedsec.serving import parts
 from fedsec.serving.asking import Ask, ask_each, connect_all
@@ -75,15 +76,21 @@ class Owner:
 
         Raises:
             UsageError: a party has no room, or holds this id already.
-            PeerLostError: a party was lost; no party serves the model then.
+            PeerLostError: a party was lost. The others forget what they took, where they can be reached;
+                parts of two sharings are never served together.
         """
         model = os.urandom(ID_BYTES) if model_id is None else model_id
         plan_bytes, digest = plan_to_wire(plan)
-        message = ShareModel(model=model, plan=plan_bytes, digest=digest)
+        message = ShareModel(model=model, plan=plan_bytes, digest=digest, sharing=os.urandom(ID_BYTES))
         asks = [Ask(message, body) for body in parts.split(flat_weights(plan, weights))]
-        for channel, (held, _) in zip(
-            self._channels, ask_each(self._channels, asks, ModelHeld, Deadline.after(_SHARE_S)), strict=True
-        ):
+        try:
+            answers = ask_each(self._channels, asks, ModelHeld, Deadline.after(_SHARE_S))
+        except FedsecError:
+            # What some of the parties took would fill their shelves, and is of no use.
+            with contextlib.suppress(FedsecError):
+                self.forget(model)
+            raise
+        for channel, (held, _) in zip(self._channels, answers, strict=True):
             if held != ModelHeld(model=model, digest=digest):
                 raise ProtocolError(
                     f"{channel.peer.name} holds another model than was sent: it is not served"

@@ -137,7 +137,9 @@ class PredictionService:
         body = request.body.read()
         part = parts.join(self.party_id, body, weight_elements(plan), Ring(plan.ring_bits))
         weights = join_weights(plan, part)
-        self._shelf.put(HeldModel(message.model, plan, message.plan, message.digest, weights))
+        self._shelf.put(
+            HeldModel(message.model, plan, message.plan, message.digest, message.sharing, weights)
+        )
         return Reply(ModelHeld(model=message.model, digest=message.digest))
 
     def _forget_model(self, request: Call) -> Reply:
@@ -158,7 +160,13 @@ class PredictionService:
         message: Serve = request.message
         held = self._shelf.get(message.model)
         terms = Terms(
-            message.service, message.model, held.digest, message.num_requests, message.quota, self._parties
+            message.service,
+            message.model,
+            held.digest,
+            held.sharing,
+            message.num_requests,
+            message.quota,
+            self._parties,
         )
         with self._lock:
             if self._service is not None and not self._service.over:
@@ -296,6 +304,7 @@ class PredictionService:
         verdict = judge_alone(key, message.images, service.book)
         if verdict is not Verdict.ACCEPT:
             raise refusal(verdict, message.images, service.book, key.fingerprint)
+        service.room.check_space(key, message.images)
         size = message.images * prod(plan.input_shape)
         part = parts.join(self.party_id, request.body.read(), size, Ring(plan.ring_bits))
         ticket = service.room.admit(key, message.images, part)

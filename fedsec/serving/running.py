@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 import msgspec
 import numpy as np
@@ -38,6 +39,7 @@ class Terms:
     service: bytes
     model: bytes
     plan_digest: bytes
+    sharing: bytes
     num_requests: int | None
     quota: int | None
     parties: tuple[Endpoint, ...]
@@ -45,7 +47,7 @@ class Terms:
     def digest(self) -> bytes:
         """Return SHA-256 over the terms in one canonical encoding; it names the session of the links."""
         parties = [(party.name, party.public_key) for party in self.parties]
-        told = ("fedsec serving terms v1", self.service, self.model, self.plan_digest)
+        told = ("fedsec serving terms v1", self.service, self.model, self.plan_digest, self.sharing)
         return hashlib.sha256(
             msgspec.msgpack.encode((*told, self.num_requests, self.quota, parties))
         ).digest()
@@ -85,7 +87,13 @@ class RunningService:
         self.terms = terms
         self.held = held
         self.book = book
-        self.room = WaitingRoom(max_images=limits.waiting_images, max_per_user=limits.waiting_per_user)
+        # A replicated share is two words an element.
+        image_bytes = 2 * prod(held.plan.input_shape) * Ring(held.plan.ring_bits).element_bytes
+        self.room = WaitingRoom(
+            max_images=min(limits.waiting_images, max(1, limits.waiting_bytes // image_bytes)),
+            max_per_user=limits.waiting_per_user,
+            max_images_per_user=limits.waiting_images_per_user,
+        )
         self._party_id = party_id
         self._limits = limits
         self._link_up = link_up
@@ -151,11 +159,13 @@ class RunningService:
 
     def _main(self) -> None:
         """Run the service in its thread and say how it ended."""
+        state: State
         try:
             with ExitStack() as links:
-                state, error = self._serve(links)
-        except FedsecError as lost:
-            state, error = "failed", self._explain(lost)
+                try:
+                    state, error = self._serve(links)
+                except FedsecError as lost:
+                    state, error = "failed", self._explain(lost)
         except Exception as unexpected:
             # The text of an unexpected exception could hold data; its type and place are enough to look.
             logger.error("the service ended with an internal error: %s", _where(unexpected))  # noqa: TRY400

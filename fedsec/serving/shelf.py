@@ -19,6 +19,7 @@ class HeldModel:
         plan: the public plan.
         plan_bytes: the plan as it travelled, so that all parties describe the same bytes.
         digest: the plan's digest.
+        sharing: names the one splitting that all three parts must come from.
         weights: this party's shares of the weights, in plan order.
     """
 
@@ -26,6 +27,7 @@ class HeldModel:
     plan: Plan
     plan_bytes: bytes = field(repr=False)
     digest: bytes
+    sharing: bytes
     weights: tuple[RepShare, ...] = field(repr=False)
 
 

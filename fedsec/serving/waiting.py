@@ -1,7 +1,8 @@
 """The parts that wait at one party for their batch, and the threads that wait for the answers.
 
 Connection threads put a part in and wait on its ticket; the compute thread looks, reserves and
-resolves. Memory is bounded: so many images in all, so many requests a certificate.
+resolves. Memory is bounded: so many images in all, so many requests and images a
+certificate.
 """
 
 from __future__ import annotations
@@ -48,9 +49,10 @@ class Ticket:
 class WaitingRoom:
     """All tickets of one service at one party; closed once the service has ended."""
 
-    def __init__(self, *, max_images: int, max_per_user: int) -> None:
+    def __init__(self, *, max_images: int, max_per_user: int, max_images_per_user: int) -> None:
         self._max_images = max_images
         self._max_per_user = max_per_user
+        self._max_images_per_user = max_images_per_user
         self._changed = threading.Condition()
         self._tickets: dict[RequestKey, Ticket] = {}
         self._closed: FedsecError | None = None
@@ -64,20 +66,35 @@ class WaitingRoom:
             FedsecError: whatever ended the service.
         """
         with self._changed:
-            self.check_open()
-            if key in self._tickets:
-                raise UsageError("a part of this request waits here: draw a fresh id for every request")
-            of_user = sum(1 for other in self._tickets if other.fingerprint == key.fingerprint)
-            in_all = sum(ticket.images for ticket in self._tickets.values())
-            if of_user >= self._max_per_user or in_all + images > self._max_images:
-                raise UsageError(
-                    f"too much waits here: {of_user} requests of this certificate (of {self._max_per_user}), "
-                    f"{in_all} images in all (of {self._max_images}); ask again later"
-                )
+            self._check_space(key, images)
             ticket = self._tickets[key] = Ticket(key, images, part)
             self._generation += 1
             self._changed.notify_all()
             return ticket
+
+    def check_space(self, key: RequestKey, images: int) -> None:
+        """Raise what ``admit`` would raise now: asked before a part is read, which takes memory."""
+        with self._changed:
+            self._check_space(key, images)
+
+    def _check_space(self, key: RequestKey, images: int) -> None:
+        self.check_open()
+        if key in self._tickets:
+            raise UsageError("a part of this request waits here: draw a fresh id for every request")
+        same = [
+            ticket.images for ticket in self._tickets.values() if ticket.key.fingerprint == key.fingerprint
+        ]
+        in_all = sum(ticket.images for ticket in self._tickets.values())
+        if (
+            len(same) >= self._max_per_user
+            or sum(same) + images > self._max_images_per_user
+            or in_all + images > self._max_images
+        ):
+            raise UsageError(
+                f"too much waits here: {len(same)} requests of this certificate (of {self._max_per_user}) "
+                f"with {sum(same)} images (of {self._max_images_per_user}), {in_all} images in all "
+                f"(of {self._max_images}); ask again later"
+            )
 
     def check_open(self) -> None:
         """Raise what ended the service, if it has ended; a fresh error for every sender."""

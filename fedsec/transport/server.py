@@ -16,7 +16,7 @@ from typing import Self
 from fedsec.errors import FedsecError, PeerLostError, ProtocolError
 from fedsec.transport.channel import Channel
 from fedsec.transport.deadline import Deadline
-from fedsec.transport.identity import Identity, Peer
+from fedsec.transport.identity import Identity, Peer, Role
 from fedsec.transport.meter import Meter
 from fedsec.transport.service import (
     Call,
@@ -41,6 +41,8 @@ class Limits:
     Attributes:
         max_connections: Connections that are through their handshake; more are closed. 1000 hospitals
             and their company fit.
+        max_each: Connections under one certificate, so that nobody takes all.
+        max_users: Connections of users together: the rest stays for parties, hospitals, server and owner.
         max_handshakes: Connections in their handshake; more wait in the kernel's queue.
         handshake_s: Time for a handshake.
         crowded_s: Time for a handshake while others wait: the slowest are closed to make room.
@@ -49,6 +51,8 @@ class Limits:
     """
 
     max_connections: int = 1100
+    max_each: int = 64
+    max_users: int = 512
     max_handshakes: int = 128
     handshake_s: float = 5.0
     crowded_s: float = 1.0
@@ -162,6 +166,7 @@ class Server:
         self._handshakes = threading.BoundedSemaphore(self.limits.max_handshakes)
         self._young: dict[socket.socket, float] = {}
         self._channels: set[Channel] = set()
+        self._admitted: list[Peer] = []
         self._detached: weakref.WeakSet[Channel] = weakref.WeakSet()
         self._threads: set[threading.Thread] = set()
         self._accepting = threading.Thread(target=self._accept, name="accept", daemon=True)
@@ -244,18 +249,26 @@ class Server:
                     _shut_down(handle)
 
     def _connection(self, sock: socket.socket, handle: socket.socket) -> None:
+        admitted: list[Peer] = []
         try:
-            channel = self._open(sock, handle)
+            channel = self._open(sock, handle, admitted)
             if channel is not None:
                 self._serve(channel)
         finally:
             with self._lock:
                 self._threads.discard(threading.current_thread())
+                for peer in admitted:
+                    self._admitted.remove(peer)
 
-    def _open(self, sock: socket.socket, handle: socket.socket) -> Channel | None:
+    def _open(self, sock: socket.socket, handle: socket.socket, admitted: list[Peer]) -> Channel | None:
         deadline = Deadline.after(self.limits.handshake_s)
+
+        def admit(peer: Peer) -> None:
+            self._check_and_count(peer)
+            admitted.append(peer)
+
         try:
-            return open_server(sock, self.identity, deadline=deadline, meter=self.meter, admit=self._checked)
+            return open_server(sock, self.identity, deadline=deadline, meter=self.meter, admit=admit)
         except FedsecError as error:
             _LOG.info("a connection was refused: %s", error)
         except Exception as error:
@@ -267,14 +280,21 @@ class Server:
             self._handshakes.release()
         return None
 
-    def _checked(self, peer: Peer) -> None:
+    def _check_and_count(self, peer: Peer) -> None:
+        """Admit a peer and take its place in one step, so that two at once cannot share the last one."""
         if self._admit is not None:
             self._admit(peer)
         with self._lock:
-            if len(self._channels) >= self.limits.max_connections:
-                raise PeerLostError(
-                    f"{self.identity.name} has {self.limits.max_connections} connections; try later"
-                )
+            same = sum(other.fingerprint == peer.fingerprint for other in self._admitted)
+            users = sum(other.role == Role.USER for other in self._admitted)
+            for count, most, whose in (
+                (len(self._admitted), self.limits.max_connections, ""),
+                (same, self.limits.max_each, " under this certificate"),
+                (users if peer.role == Role.USER else 0, self.limits.max_users, " of users"),
+            ):
+                if count >= most:
+                    raise PeerLostError(f"{self.identity.name} has {most} connections{whose}; try later")
+            self._admitted.append(peer)
 
     def _serve(self, channel: Channel) -> None:
         with self._lock:

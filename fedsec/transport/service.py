@@ -25,6 +25,7 @@ import msgspec
 from fedsec.errors import FedsecError, PeerLostError, ProtocolError, TrustError, by_code
 from fedsec.transport.channel import Channel
 from fedsec.transport.deadline import Deadline
+from fedsec.transport.decoding import MALFORMED
 from fedsec.transport.identity import Peer, Role
 
 if TYPE_CHECKING:
@@ -261,10 +262,10 @@ def _opened_reply(payload: bytearray, peer: Peer) -> tuple[int, int, memoryview]
 def _decode(payload: Buffer, kind: type[T], peer: Peer) -> T:
     try:
         return msgspec.msgpack.decode(payload, type=kind)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         # msgspec's text names the field and the types, never the value.
         raise ProtocolError(
-            f"expected a {kind.__name__} from {peer}, got another message: {error}"
+            f"expected a {kind.__name__} from {peer}, got another message ({type(error).__name__})"
         ) from error
 
 

@@ -17,6 +17,7 @@ import msgspec
 from fedsec.errors import DeadlineError, FedsecError, PeerLostError, ProtocolError, TrustError, by_code
 from fedsec.transport.cluster_file import Endpoint
 from fedsec.transport.deadline import Deadline
+from fedsec.transport.decoding import MALFORMED
 from fedsec.transport.frames import WIRE_VERSION
 from fedsec.transport.identity import Identity, Peer, Role
 from fedsec.transport.meter import Meter
@@ -254,5 +255,5 @@ def _receive_hello(channel: SocketChannel, deadline: Deadline) -> Hello:
         raise
     try:
         return msgspec.msgpack.decode(payload, type=Hello)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise ProtocolError(f"expected a hello from {channel.peer}, got other bytes") from error

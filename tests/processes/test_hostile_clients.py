@@ -51,7 +51,7 @@ Start = Callable[[Limits], Server]
 def identities(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity]:
     folder: Path = tmp_path_factory.mktemp("keys")
     authority = Authority.create(folder / "authority")
-    roles = {"party-0": Role.PARTY, "user": Role.USER}
+    roles = {"party-0": Role.PARTY, "user": Role.USER, "hospital-00": Role.HOSPITAL}
     return {name: Identity.load(authority.issue(folder, name, role)) for name, role in roles.items()}
 
 
@@ -82,10 +82,10 @@ def _raw(server: Server) -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.port), timeout=5)
 
 
-def _connect(server: Server, identities: dict[str, Identity]) -> SocketChannel:
+def _connect(server: Server, identities: dict[str, Identity], who: str = "user") -> SocketChannel:
     party = identities["party-0"]
     endpoint = Endpoint(party.name, "127.0.0.1", server.port, party.public_key)
-    return connect(endpoint, identities["user"], deadline=_soon())
+    return connect(endpoint, identities[who], deadline=_soon())
 
 
 def _works(server: Server, identities: dict[str, Identity]) -> None:
@@ -214,6 +214,36 @@ def test_threat_37_silent_connections_do_not_keep_others_out(
         threads = [thread for thread in threading.enumerate() if thread.name == "connection"]
         assert len(threads) <= 4
         _works(server, identities)
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        (Limits(max_each=2), "2 connections under this certificate"),
+        (Limits(max_users=2), "2 connections of users"),
+    ],
+)
+def test_threat_37_one_user_cannot_take_every_connection(
+    start: Start, identities: dict[str, Identity], limits: Limits, told: str
+) -> None:
+    server = start(limits)
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(_connect(server, identities))
+        with pytest.raises(PeerLostError, match=told):
+            _connect(server, identities)
+        stack.enter_context(_connect(server, identities, "hospital-00"))
+
+
+def test_threat_37_a_message_with_a_key_that_is_no_text_costs_one_error(
+    start: Start, identities: dict[str, Identity]
+) -> None:
+    server = start(Limits(request_s=2))
+    with _connect(server, identities) as channel:
+        channel.send("ask/request", bytes(8) + bytes.fromhex("81ab") + bytes(10) + b"\x80", _soon())
+        with contextlib.suppress(PeerLostError):
+            channel.receive("ask/reply", max_bytes=1000, deadline=_soon())
+    _works(server, identities)
 
 
 def test_threat_37_connections_are_bounded_and_the_next_one_is_told(

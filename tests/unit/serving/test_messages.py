@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fedsec.errors import FedsecError
 from fedsec.serving import messages, weights
+from fedsec.transport.decoding import MALFORMED
 
 ALL = [
     value
@@ -56,8 +57,16 @@ def test_threat_38_random_bytes_raise_one_kind_of_error(data: bytes) -> None:
     for message in (messages.Query, messages.Proposal, messages.Ballot, messages.ShareModel):
         try:
             msgspec.msgpack.decode(data, type=message)
-        except msgspec.MsgspecError:
+        except MALFORMED:
             continue
+
+
+@pytest.mark.parametrize(
+    "data", [bytes.fromhex("81ab") + bytes(10) + b"\x80", b"\x81\xa3\xff\xfe\xfd\x00", b"\x91" * 100_000]
+)
+def test_threat_38_what_msgspec_lets_through_is_caught(data: bytes) -> None:
+    with pytest.raises(MALFORMED):
+        msgspec.msgpack.decode(data, type=messages.Query)
 
 
 @settings(deadline=None)

@@ -285,7 +285,9 @@ HOLDERS = {
     Role.USER: "user",
 }
 SAMPLES = {
-    messages.ShareModel: messages.ShareModel(model=b"m" * 16, plan=b"{}", digest=b"d" * 32),
+    messages.ShareModel: messages.ShareModel(
+        model=b"m" * 16, plan=b"{}", digest=b"d" * 32, sharing=b"h" * 16
+    ),
     messages.ForgetModel: messages.ForgetModel(model=b"m" * 16),
     messages.Serve: messages.Serve(service=b"s" * 16, model=b"m" * 16),
     messages.StopService: messages.StopService(),

@@ -20,7 +20,7 @@ def key(number: int, user: bytes = b"u" * 32) -> RequestKey:
 
 
 def room() -> WaitingRoom:
-    return WaitingRoom(max_images=10, max_per_user=3)
+    return WaitingRoom(max_images=10, max_per_user=3, max_images_per_user=7)
 
 
 def test_oldest_first_and_answered_once() -> None:
@@ -42,6 +42,16 @@ def test_threat_37_the_room_is_bounded_in_images_and_a_user() -> None:
     waiting.admit(key(9, b"v" * 32), 4, PART)
     with pytest.raises(UsageError, match="10 images"):
         waiting.admit(key(10, b"w" * 32), 1, PART)
+
+
+def test_threat_37_nobody_takes_all_the_room() -> None:
+    waiting = room()
+    waiting.admit(key(1), 7, PART)
+    with pytest.raises(UsageError, match=r"7 images \(of 7\)"):
+        waiting.admit(key(2), 1, PART)
+    with pytest.raises(UsageError, match="ask again later"):
+        waiting.check_space(key(2), 1)
+    waiting.admit(key(2, b"v" * 32), 3, PART)
 
 
 def test_the_same_request_waits_once() -> None:
