@@ -18,6 +18,7 @@ import numpy.typing as npt
 from fedsec.aggregation.encoding import ArraySpec, Encoding, Layout, MetricSpec
 from fedsec.aggregation.signing import DIGEST_BYTES, PUBLIC_KEY_BYTES, Signer, digest, sign
 from fedsec.errors import ProtocolError, UsageError
+from fedsec.transport.decoding import MALFORMED
 
 ANNOUNCEMENT_VERSION = 1
 SESSION_BYTES = 16
@@ -183,7 +184,7 @@ def decode_announcement(payload: bytes) -> Announcement:
     """
     try:
         announcement = msgspec.msgpack.decode(payload, type=Announcement)
-    except msgspec.MsgspecError as error:
+    except MALFORMED as error:
         msg = f"the bytes are no announcement of version {ANNOUNCEMENT_VERSION}: {error}"
         raise ProtocolError(msg) from None
     if announcement.encode() != payload:
