@@ -81,6 +81,7 @@ class Aggregator:
         self._farewells: set[Outgoing] = set()
         self._rounds = {row.key: self._load(row) for row in self._store.rounds()}
         self._unclean: list[Round] = []
+        self._drafts: dict[tuple[bytes, str], PartWriter] = {}
         self._remove_orphans()
         self._handlers: dict[type[Any], Callable[[Peer, Any], tuple[msgspec.Struct, bytes]]] = {
             Announce: self._announce,
@@ -221,25 +222,39 @@ class Aggregator:
             digest = header_digest(message.header.payload)
             if (stored := self._stored(round_, header, digest)) is not None:
                 return stored
-        size = part_bytes(round_.announcement, header.hospital, self.name)
-        expected = header.digests[header.recipients.index(self.name)]
-        # The lock is not held while bytes arrive: a slow hospital delays nobody.
-        with PartWriter(round_.folder.path, header.upload_id, size) as writer:
-            found = part_digest(header.upload_id, self.name, writer.through(chunks), size)
-            writer.sync()
-            if found != expected:
-                raise ProtocolError(
-                    f"the part of '{peer.name}' is not the one its header names; it was dropped"
-                )
+            size = part_bytes(round_.announcement, header.hospital, self.name)
+            key = (round_.key, header.hospital)
+            # One draft a hospital and round, or its connections could fill the disk; the latest counts, as
+            # the connection of an earlier attempt may be dead without a sign.
+            if key in self._drafts:
+                self._drafts[key].give_way()
+            self._drafts[key] = writer = PartWriter(round_.folder.part(digest), size)
+        try:
+            # The lock is not held while bytes arrive: a slow hospital delays nobody.
+            with writer:
+                self._receive(header, writer, chunks, size)
+                with self.lock:
+                    return self._keep(round_, header, digest, writer)
+        finally:
             with self.lock:
-                return self._keep(round_, header, digest, writer)
+                if self._drafts.get(key) is writer:
+                    del self._drafts[key]
+
+    def _receive(self, header: UploadHeader, writer: PartWriter, chunks: Iterable[Buffer], size: int) -> None:
+        expected = header.digests[header.recipients.index(self.name)]
+        found = part_digest(header.upload_id, self.name, writer.through(chunks), size)
+        writer.sync()
+        if found != expected:
+            raise ProtocolError(
+                f"the part of '{header.hospital}' is not the one its header names; it was dropped"
+            )
 
     def _keep(self, round_: Round, header: UploadHeader, digest: bytes, writer: PartWriter) -> Stored:
         round_.require_open()
         if (stored := self._stored(round_, header, digest)) is not None:
             return stored
         writer.commit()
-        checksum = round_.checksum_difference(header.hospital, header.upload_id)
+        checksum = round_.checksum_difference(header.hospital, digest)
         payload = stored_payload(header.round, header.upload_id, digest, self.name)
         signature = sign(self._context.signer, STORED_LABEL, payload)
         round_.add_upload(ListEntry(header.hospital, header.upload_id, digest, checksum), signature)
@@ -251,7 +266,7 @@ class Aggregator:
             if known.entry.header_digest == digest:
                 return Stored(self.name, known.signature)
             raise ProtocolError(f"'{header.hospital}' has uploaded to {round_.announcement.id} before")
-        if self._store.upload_id_used(header.upload_id):
+        if self._store.upload_id_used(header.hospital, header.upload_id):
             raise ProtocolError(f"the upload id of '{header.hospital}' was used before")
         return None
 

@@ -11,6 +11,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,12 +88,22 @@ def make_parts(announcement: Announcement, hospital: Signer, words: RingArray) -
 
 
 class PartWriter:
-    """Writes one part to disk while it arrives; nothing of it is visible until :meth:`commit`."""
+    """Writes one part to disk while it arrives; nothing of it is visible until :meth:`commit`.
 
-    def __init__(self, folder: Path, upload_id: bytes, size: int) -> None:
-        self._final = folder / f"{upload_id.hex()}.part"
-        self._draft = folder / f"{upload_id.hex()}.{secrets.token_hex(4)}.draft"
+    Args:
+        path: Where the part will be, :meth:`PartFolder.part`.
+        size: Its exact size in bytes.
+
+    Raises:
+        StateError: The disk does not take it.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._final = path
+        self._draft = path.with_suffix(f".{secrets.token_hex(4)}.draft")
         self._expected, self._written = size, 0
+        self._lock = threading.Lock()
+        self._replaced = False
         with _disk_errors():
             self._file = self._draft.open("xb", buffering=0)
 
@@ -102,21 +113,35 @@ class PartWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with self._lock:
+            self._file.close()
         self._draft.unlink(missing_ok=True)
+
+    def give_way(self) -> None:
+        """Free the draft's space at once and refuse what still arrives; any thread may say this.
+
+        Raises:
+            StateError: The disk does not take it.
+        """
+        with self._lock, _disk_errors():
+            self._replaced = True
+            if not self._file.closed:
+                self._file.truncate(0)
+            self._draft.unlink(missing_ok=True)
 
     def write(self, chunk: Buffer) -> None:
         """Append bytes.
 
         Raises:
-            ProtocolError: More bytes than the part may have.
+            ProtocolError: More bytes than the part may have, or a later attempt has taken its place.
             StateError: The disk does not take them.
         """
         view = memoryview(chunk)
         self._written += view.nbytes
         if self._written > self._expected:
             raise ProtocolError(f"a part of {self._expected} bytes was expected, more arrived: dropped")
-        with _disk_errors():
+        with self._lock, _disk_errors():
+            self._require_mine()
             while view.nbytes:
                 view = view[self._file.write(view) or 0 :]
 
@@ -142,11 +167,17 @@ class PartWriter:
         """Give the part its final name, durably.
 
         Raises:
+            ProtocolError: A later attempt has taken its place.
             StateError: The disk does not take it.
         """
-        with _disk_errors():
+        with self._lock, _disk_errors():
+            self._require_mine()
             self._draft.replace(self._final)
             _sync_folder(self._final.parent)
+
+    def _require_mine(self) -> None:
+        if self._replaced:
+            raise ProtocolError("the hospital has begun this upload again: the earlier attempt was dropped")
 
 
 class PartFolder:
@@ -165,9 +196,9 @@ class PartFolder:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             _sync_folder(self.path.parent)
 
-    def part(self, upload_id: bytes) -> Path:
-        """Return the path of a committed part."""
-        return self.path / f"{upload_id.hex()}.part"
+    def part(self, header: bytes) -> Path:
+        """Return the path of a committed part; no two hospitals share ``header``, the header digest."""
+        return self.path / f"{header.hex()}.part"
 
     def write_sum(self, nonce: bytes, words: RingArray) -> None:
         """Store nonce || sum share durably, replacing one that was never signed."""
@@ -191,12 +222,12 @@ class PartFolder:
             return (self.path / "sum").read_bytes()
 
     def erase_parts(self, keep: Collection[bytes] = ()) -> None:
-        """Remove every part but those of the uploads to keep; the sum share stays.
+        """Remove every part but those with a header digest to keep; the sum share stays.
 
         Raises:
             StateError: The disk does not take it.
         """
-        kept = {self.part(upload_id) for upload_id in keep}
+        kept = {self.part(header) for header in keep}
         with _disk_errors():
             for file in [*self.path.glob("*.part"), *self.path.glob("*.draft")]:
                 if file not in kept:

@@ -197,7 +197,7 @@ class Round:
         """Remove files that a crash left behind: parts that were never acknowledged or are summed already."""
         keep = self.state in {State.OPEN, State.LISTED}
         rows = self._context.store.uploads(self.key).values() if keep else ()
-        self.folder.erase_parts({row.entry.upload_id for row in rows})
+        self.folder.erase_parts({row.entry.header_digest for row in rows})
 
     # Outcome.
 
@@ -316,18 +316,18 @@ class Round:
         return statement.chain
 
     def _sum(self, included: list[ListEntry]) -> RingArray:
-        parts = [(self.folder.part(one.upload_id), self.holds_vector(one.hospital)) for one in included]
+        parts = [(self.folder.part(one.header_digest), self.holds_vector(one.hospital)) for one in included]
         return sum_parts(self.announcement.layout, parts)
 
     def holds_vector(self, hospital: str) -> bool:
         """Tell whether this aggregator gets the hospital's full vector; the others get a seed."""
         return hospital in self._vector_hospitals
 
-    def checksum_difference(self, hospital: str, upload_id: bytes) -> int:
+    def checksum_difference(self, hospital: str, header: bytes) -> int:
         """Return this aggregator's share of the checksum difference of a part on disk."""
         if self._checksum is None:
             self._checksum = Checksum(self.announcement.layout, self.digest)
-        part = (self.folder.part(upload_id), self.holds_vector(hospital))
+        part = (self.folder.part(header), self.holds_vector(hospital))
         return self._checksum.difference(sum_parts(self.announcement.layout, [part]))
 
     def _set_statements(self) -> tuple[Signed, ...]:

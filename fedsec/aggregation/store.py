@@ -23,9 +23,9 @@ CREATE TABLE IF NOT EXISTS rounds (
   key BLOB PRIMARY KEY, state TEXT NOT NULL, payload BLOB NOT NULL, signature BLOB NOT NULL,
   deadline REAL NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS uploads (
-  round BLOB NOT NULL, hospital TEXT NOT NULL, upload_id BLOB NOT NULL UNIQUE, header_digest BLOB NOT NULL,
+  round BLOB NOT NULL, hospital TEXT NOT NULL, upload_id BLOB NOT NULL, header_digest BLOB NOT NULL,
   checksum BLOB, signature BLOB NOT NULL, included INTEGER NOT NULL DEFAULT 0,
-  PRIMARY KEY (round, hospital)) WITHOUT ROWID;
+  PRIMARY KEY (round, hospital), UNIQUE (hospital, upload_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS excluded (
   round BLOB NOT NULL, hospital TEXT NOT NULL, reason TEXT NOT NULL,
   PRIMARY KEY (round, hospital)) WITHOUT ROWID;
@@ -171,7 +171,7 @@ class Store:
         """Store that a part is complete.
 
         Raises:
-            StateError: The upload id was used before, in this or another round.
+            StateError: The hospital has one in this round, or used this upload id before.
         """
         checksum = entry.checksum.to_bytes(8, "big")
         query = "INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, 0)"
@@ -191,9 +191,9 @@ class Store:
         rows = self._read(query, key, hospital)
         return _upload_row(rows[0]) if rows else None
 
-    def upload_id_used(self, upload_id: bytes) -> bool:
-        """Tell whether an upload id was seen in any round."""
-        return bool(self._read("SELECT 1 FROM uploads WHERE upload_id=?", upload_id))
+    def upload_id_used(self, hospital: str, upload_id: bytes) -> bool:
+        """Tell whether a hospital used an upload id in any round; other hospitals' ids do not matter."""
+        return bool(self._read("SELECT 1 FROM uploads WHERE hospital=? AND upload_id=?", hospital, upload_id))
 
     def set_included(self, key: bytes, included: list[ListEntry], excluded: list[ExcludedUpload]) -> None:
         """Store S and who is not in it."""

@@ -14,7 +14,7 @@ from fedsec.aggregation.encoding import encode_update
 from fedsec.aggregation.messages import CollectSum, FinishRound, SetSignature, Upload, UploadList
 from fedsec.aggregation.parts import make_parts, sum_parts
 from fedsec.aggregation.store import _sqlite_errors
-from fedsec.errors import FedsecError, PeerLostError, RoundAbortedError, StateError
+from fedsec.errors import FedsecError, PeerLostError, ProtocolError, RoundAbortedError, StateError
 
 
 def opened(world):
@@ -308,6 +308,34 @@ def test_threat_54_what_cannot_be_erased_at_once_is_erased_later(world, monkeypa
         assert rows == [(None,)] * 3
     aggregator.advance()
     assert list((world.state_of("agg-0") / "rounds").iterdir()) == []
+
+
+def test_threat_37_a_hospital_has_one_draft_a_round_and_the_latest_attempt_counts(world):
+    announcement, _ = opened(world)
+    hospital, one = world.hospitals[0], contribution(0)
+    words = encode_update(announcement.layout, one.update, one.num_examples, one.metrics)
+    parts = make_parts(announcement, hospital, words)
+    name = announcement.vector_holder(hospital.name)
+    aggregator, body = world.network.aggregators[name], parts.parts[name]
+
+    def attempt(left):
+        yield body[:40]
+        if left:
+            again = parts if left == 1 else make_parts(announcement, hospital, words)
+            aggregator.handle(hospital.peer, Upload(again.header), attempt(left - 1))
+        else:
+            drafts = list((world.state_of(name) / "rounds").rglob("*.draft"))
+            assert [path.stat().st_size for path in drafts] == [40]
+        yield body[40:]
+
+    with pytest.raises(ProtocolError, match="earlier attempt was dropped"):
+        aggregator.handle(hospital.peer, Upload(parts.header), attempt(1))
+    stored = aggregator._store.uploads(announcement.id.key)
+    assert list(stored) == [hospital.name]
+    assert [path.name for path in (world.state_of(name) / "rounds").rglob("*.*")] == [
+        f"{stored[hospital.name].entry.header_digest.hex()}.part"
+    ]
+    assert aggregator._drafts == {}
 
 
 def test_threat_54_the_hospital_keeps_no_update(world):

@@ -200,6 +200,24 @@ def test_threat_18_the_same_bytes_again_change_nothing_and_other_bytes_are_refus
     assert set(send(world, hospital, parts, replay).values()) == {"ProtocolError"}
 
 
+def test_threat_17_a_hospital_cannot_squat_the_upload_id_of_another(world):
+    """A corrupt server tells a hospital the random id of another's upload before all its parts are there."""
+    announcement = world.announcement()
+    world.open(announcement)
+    victim, squatter = world.hospitals[:2]
+    parts = parts_of(world, announcement, victim, contribution(0))
+    theirs = parts_of(world, announcement, squatter, contribution(1))
+    digests = tuple(
+        part_digest(parts.upload_id, name, [part], len(part)) for name, part in theirs.parts.items()
+    )
+    header = resigned(squatter, theirs, upload_id=parts.upload_id, digests=digests)
+    assert set(send(world, squatter, theirs, header).values()) == {"stored"}
+    assert set(send(world, victim, parts).values()) == {"stored"}
+    result = world.collect(announcement)
+    assert result.included == (victim.name, squatter.name)
+    assert result.total_weight == sum(contribution(seed).num_examples for seed in (0, 1))
+
+
 def test_threat_18_a_retry_sends_identical_bytes_and_a_restart_sends_nothing(world):
     announcement = world.announcement()
     signed = world.open(announcement)
