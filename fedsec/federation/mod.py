@@ -29,7 +29,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from fedsec.aggregation.announcement import Announcement, ConfigValue
 from fedsec.aggregation.client import HospitalClient
 from fedsec.aggregation.trust import TrustFile
-from fedsec.errors import FedsecError, InputError, TrustError, UsageError
+from fedsec.errors import FedsecError, InputError, RoundAbortedError, TrustError, UsageError
 from fedsec.federation.records import (
     ANNOUNCEMENT_KEY,
     RECORD,
@@ -42,10 +42,12 @@ from fedsec.federation.records import (
     plain_content,
     status_content,
 )
-from fedsec.transport import Meter
+from fedsec.transport import Deadline, Meter
 
 TRUST_VARIABLE = "FEDSEC_TRUST"
 TRUST_NODE_KEY = "fedsec-trust"
+RECEIPT_S = 2.0
+"""Longest wait for the receipt of the round before; it is answered at once when that round has ended."""
 
 _Record = TypeVar("_Record", ArrayRecord, MetricRecord)
 
@@ -62,6 +64,7 @@ class SecureAggregationMod:
     def __init__(self) -> None:
         self._clients: dict[Path, HospitalClient] = {}
         self._meters: dict[Path, Meter] = {}
+        self._uploaded: dict[Path, Announcement] = {}
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Answer one message of the ServerApp.
@@ -78,6 +81,7 @@ class SecureAggregationMod:
         else:
             try:
                 upload_id = task.run(message, context, call_next)
+                self._uploaded[task.path] = task.announcement
             except Exception as error:  # whatever the training code raises must not leave the hospital
                 # One code for all: which check failed after training would tell something about the data.
                 status = FedsecError.code
@@ -89,19 +93,35 @@ class SecureAggregationMod:
         return dict(self._meters)
 
     def close(self) -> None:
-        """Close the connections of every client."""
+        """Ask for the receipts of the last uploads, then close the connections of every client."""
+        deadline = Deadline.after(RECEIPT_S)
+        for path in list(self._uploaded):
+            self._check_receipt(path, deadline)
         while self._clients:
             self._clients.popitem()[1].close()
 
     def _accept(self, message: Message, context: Context) -> _Task:
         """Check a message; nothing in here has seen the hospital's data."""
         order = _Order.read(message, context)
-        client = self._client(trust_path(context))
+        path = trust_path(context)
+        client = self._client(path)
         announcement = client.accept(
             order.announcement, order.signature, list(order.arrays.values()), order.config
         )
         order.check(announcement)
-        return _Task(client, order, announcement)
+        if path in self._uploaded and self._uploaded[path].id != announcement.id:
+            self._check_receipt(path, Deadline.after(RECEIPT_S))
+        return _Task(path, client, order, announcement)
+
+    def _check_receipt(self, path: Path, deadline: Deadline) -> None:
+        """Ask the aggregators whether the last upload of a hospital was counted; a warning if not."""
+        announcement = self._uploaded.pop(path)
+        try:
+            self._clients[path].receipt(announcement, deadline)
+        except RoundAbortedError:
+            _log.info("%s ended without a result; the upload to it is void", announcement.id)
+        except FedsecError as error:
+            _log.warning("no receipt that the upload to %s was counted: %s", announcement.id, error)
 
     def _client(self, path: Path) -> HospitalClient:
         if path not in self._clients:
@@ -190,6 +210,7 @@ class _Order:
 class _Task:
     """An accepted order of the ServerApp."""
 
+    path: Path
     client: HospitalClient
     order: _Order
     announcement: Announcement

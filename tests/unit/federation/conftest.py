@@ -21,7 +21,7 @@ from fedsec.federation.grid import RUN_ID, InProcessGrid
 from fedsec.federation.mod import SecureAggregationMod
 from fedsec.federation.plan import RoundPlan, announce_round
 from fedsec.federation.records import array_names, config_items
-from fedsec.transport import ClusterFile, Endpoint, Identity, Meter, Peer, Role
+from fedsec.transport import ClusterFile, Deadline, Endpoint, Identity, Meter, Peer, Role
 
 HOSPITALS = 4
 
@@ -38,7 +38,9 @@ class PaperClient:
 
     trust: TrustFile
     submitted: list[tuple[Announcement, list[Any], int, dict[str, float]]] = field(default_factory=list)
+    receipts: list[Announcement] = field(default_factory=list)
     failure: Exception | None = None
+    refusal: Exception | None = None
     closed: bool = False
     meter: Meter = field(default_factory=Meter)
 
@@ -61,6 +63,12 @@ class PaperClient:
             raise self.failure
         self.submitted.append((announcement, update, num_examples, metrics))
         return b"upload-id-16byte"
+
+    def receipt(self, announcement: Announcement, deadline: Deadline) -> None:
+        assert deadline.seconds <= 5
+        self.receipts.append(announcement)
+        if self.refusal is not None:
+            raise self.refusal
 
     def close(self) -> None:
         self.closed = True

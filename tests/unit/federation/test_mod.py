@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
-from fedsec.errors import PeerLostError, ProtocolError, RangeError
+from fedsec.errors import PeerLostError, ProtocolError, RangeError, TrustError
 from fedsec.federation.plan import RoundPlan
 from fedsec.transport import ClusterFile, Role
 
@@ -96,6 +96,24 @@ def test_one_client_serves_all_rounds_and_is_closed(paper: Any) -> None:
     assert list(paper.mod.meters()) == [paper.trust.resolve()]
     paper.mod.close()
     assert paper.clients[0].closed
+
+
+def test_threat_25_each_round_asks_for_the_receipt_of_the_one_before(
+    paper: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    announcements = []
+    for server_round in (1, 2):
+        content = paper.content(**{"server-round": server_round})
+        announcements.append(paper.announce(content))
+        for _ in range(2):
+            answer(paper.mod(paper.message(content, announcements[-1]), paper.context(), app([])))
+    (client,) = paper.clients
+    assert client.receipts == announcements[:1]
+    client.refusal = TrustError("left out")
+    paper.mod.close()
+    assert client.receipts == announcements
+    assert client.closed
+    assert f"no receipt that the upload to {announcements[1].id} was counted: left out" in caplog.text
 
 
 def test_trust_from_the_environment(paper: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import logging
 import socket
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,7 @@ from flwr.serverapp.strategy import (
 )
 
 from fedsec.aggregation.service import AggregatorService
-from fedsec.aggregation.trust import TrustLimits
+from fedsec.aggregation.trust import TrustFile, TrustLimits
 from fedsec.cluster.keys import LocalKeys, make_local_keys, write_trust_files
 from fedsec.errors import PeerLostError, TrustError, UsageError
 from fedsec.federation.grid import Dropout, InProcessGrid, node_configs
@@ -254,6 +256,29 @@ def test_the_serverapp_sees_statuses_and_averages_only(site: Site, mod: SecureAg
     assert [len(replies) for replies in handed] == [1, 1]
     metrics = handed[0][0].content.metric_records["metrics"]
     assert dict(metrics) == {"num-examples": sum(WEIGHTS), "loss": pytest.approx(metrics["loss"])}
+
+
+def test_threat_25_every_upload_of_a_run_gets_its_receipt(
+    site: Site, mod: SecureAggregationMod, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = receipts(site)
+    secured(site, mod, FedAvg(), seed=next(_seeds), rounds=2)
+    mod.close()
+    assert "no receipt" not in caplog.text
+    assert [after - old for after, old in zip(receipts(site), before, strict=True)] == [4] * HOSPITALS
+
+
+def receipts(site: Site) -> list[int]:
+    """How many receipts each hospital has checked so far."""
+    counts = []
+    for trust in site.trust:
+        path = TrustFile.load(trust).state / "hospital.sqlite"
+        if not path.exists():
+            counts.append(0)
+            continue
+        with contextlib.closing(sqlite3.connect(path)) as state:
+            counts += [one for (one,) in state.execute("SELECT coalesce(sum(receipt), 0) FROM uploads")]
+    return counts
 
 
 def test_the_observer_and_the_opened_average_agree(site: Site, mod: SecureAggregationMod) -> None:
