@@ -126,6 +126,32 @@ def test_a_trust_file_pins_aggregators_server_roster_and_limits(keys: Keys, clus
     )
     assert (trust.limits.minimum_cohort, trust.limits.largest_clip) == (7, 1.5)
     assert trust.limits.ring_bits == (32, 64)
+    assert trust.limits.fewest_aggregators == len(file.parties), "all that are pinned"
+
+
+def test_a_trust_file_names_metrics_weights_and_floors(
+    keys: Keys, cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common: tuple[object, ...] = ("--cluster", cluster, "--identity", keys.folder / "north.pem")
+    common = (*common, "--state", keys.folder / "state")
+    path = keys.folder / "trust.toml"
+    chosen = (
+        "--metric",
+        "auc=0:1",
+        "--metric",
+        "bias=-2:2.5",
+        "--weights",
+        "equal",
+        "--smallest-clip",
+        "0.5",
+    )
+    assert keys.run("trust", path, *common, *chosen, "--smallest-largest-weight", "7") == 0
+    limits = TrustFile.load(path).limits
+    assert limits.metrics == {"auc": (0.0, 1.0), "bias": (-2.0, 2.5)}
+    assert (limits.weights, limits.smallest_clip, limits.smallest_largest_weight) == (("equal",), 0.5, 7)
+    for metric in ("auc", "auc=1", "auc=1:0", "auc=0:inf", "=0:1", "auc=0:nan"):
+        assert keys.run("trust", keys.folder / "other.toml", *common, "--metric", metric) == 2
+        assert "expected NAME=LOW:HIGH" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
