@@ -72,7 +72,7 @@ class Cluster:
         folder: Path | str | None = None,
         *,
         hospitals: int = 0,
-        minimum_cohort: int = 2,
+        minimum_cohort: int = 3,
         limits: TrustLimits | None = None,
         command: Sequence[str] = PARTY_COMMAND,
     ) -> None:
@@ -95,7 +95,7 @@ class Cluster:
         hospitals: int = 0,
         ports: Sequence[int] | None = None,
         *,
-        minimum_cohort: int = 2,
+        minimum_cohort: int = 3,
         limits: TrustLimits | None = None,
         command: Sequence[str] = PARTY_COMMAND,
     ) -> Self:

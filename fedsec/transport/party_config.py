@@ -36,7 +36,7 @@ class PartyConfig:
     state: Path
     host: str = "127.0.0.1"
     port: int = 0
-    minimum_cohort: int = 2
+    minimum_cohort: int = 3
     log_level: str = "info"
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """Whole rounds with every role in one process."""
 
+import inspect
 from dataclasses import replace
 
 import msgspec
@@ -9,10 +10,15 @@ from aggregation_world import World, contribution, replaced, soon
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedsec.aggregation import Policy, TrustLimits
 from fedsec.aggregation.announcement import SIGNATURE_LABEL
 from fedsec.aggregation.messages import Announce, CollectSum, Signed
+from fedsec.aggregation.service import AggregatorService
 from fedsec.aggregation.signing import sign
+from fedsec.cluster.cluster import Cluster
 from fedsec.errors import FedsecError, PeerLostError, ProtocolError, RoundAbortedError, TrustError
+from fedsec.federation.plan import RoundPlan
+from fedsec.transport.party_config import PartyConfig
 
 
 def run(world, announcement, contributions, present=None):
@@ -302,6 +308,21 @@ def test_threat_22_a_cohort_that_shrinks_below_the_minimum_aborts(world):
         world.collect(announcement)
     with pytest.raises(RoundAbortedError):
         world.client(world.hospitals[0]).receipt(announcement, soon())
+
+
+def test_threat_22_every_default_of_the_smallest_cohort_is_the_same():
+    """A hospital that has set nothing must not meet parties that have set nothing and open smaller sums."""
+    defaults = [
+        Policy.__dataclass_fields__["minimum_cohort"].default,
+        PartyConfig.minimum_cohort,
+        TrustLimits().minimum_cohort,
+        RoundPlan.__dataclass_fields__["minimum_cohort"].default,
+        *(
+            inspect.signature(one).parameters["minimum_cohort"].default
+            for one in (AggregatorService, Cluster, Cluster.local)
+        ),
+    ]
+    assert defaults == [3] * len(defaults)
 
 
 @pytest.mark.parametrize(("announced", "own"), [(3, 2), (2, 3)])
