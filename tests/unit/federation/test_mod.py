@@ -243,6 +243,19 @@ def test_threat_26_no_two_contents_have_one_announcement(paper: Any, records: di
     assert refused(paper, paper.message(other, paper.announce(announced))) == "trust"
 
 
+def test_threat_26_a_record_cannot_stand_for_a_key_of_another(paper: Any) -> None:
+    arrays = paper.content()["arrays"]
+    config = ConfigRecord({"optimizer": 1, "optimizer/lr": 0.1})
+    announced = RecordDict({"arrays": arrays, "config": config})
+    # If "/" were not escaped, the size of the second record would pass for the key's value.
+    other = {
+        "config": ConfigRecord({**config, "optimizer": 9}),
+        "config/optimizer": ConfigRecord({"lr": 0.1}),
+    }
+    message = paper.message(RecordDict({"arrays": arrays, **other}), paper.announce(announced))
+    assert refused(paper, message) == "trust"
+
+
 def test_threat_26_training_sees_nothing_that_is_not_announced(paper: Any) -> None:
     """Metadata, the order of records and keys, and how arrays are packed may differ between hospitals."""
     content = paper.content()
