@@ -12,10 +12,14 @@ from fedsec.aggregation import HospitalClient
 from fedsec.aggregation.checksum import Checksum
 from fedsec.aggregation.encoding import encode_update
 from fedsec.aggregation.messages import (
+    AbortRound,
     Announce,
     ChainHead,
+    CloseUploads,
     CollectSum,
+    FinishRound,
     GetReceipt,
+    Hello,
     ListStatement,
     Receipt,
     SetSignature,
@@ -284,18 +288,86 @@ def test_threat_23_a_second_set_for_a_round_is_refused(world, restart):
     assert world.collect(announcement).included_count == 4
 
 
-def test_threat_21_there_is_no_message_that_opens_one_part(world):
+def every_message(world, announcement, uploads):
+    """One of each request, the harmless ones first; ``uploads`` holds a hospital's parts by its name."""
+    key, party = announcement.id.key, world.parties[1]
+    chain = seal(party, ChainHead(1, bytes(32)))
+    yield Announce(world.sign(announcement)), b""
+    for parts in uploads.values():
+        yield GetReceipt(announcement.id, parts.upload_id), b""
+        yield Upload(parts.header), parts.parts["agg-0"]
+    yield CollectSum(announcement.id), b""
+    yield Hello("agg-1", chain), b""
+    for kind, message in (("list", UploadList), ("set", SetSignature)):
+        known = world.network.aggregators["agg-1"]._store.statements(key, kind)
+        yield message(known.get("agg-1", chain)), b""
+    yield AbortRound(announcement.id, "why"), b""
+    yield CloseUploads(announcement.id), b""
+    yield FinishRound(announcement.id), b""
+
+
+@pytest.mark.parametrize("agreed", [False, True])
+def test_threat_21_there_is_no_message_that_opens_one_part(world, agreed):
     """The one reply with bytes of a share: the sum over S, to the server, once all have agreed."""
     announcement = world.announcement()
-    signed = world.open(announcement)
-    for seed, hospital in enumerate(world.hospitals):
-        world.submit(hospital, announcement, signed, contribution(seed)) if seed < 2 else None
-    for name in world.network.aggregators:
-        _, body = world.network.ask(world.server.peer, name, CollectSum(announcement.id))
-        assert body == b""
-    for peer in [world.hospitals[0].peer, world.parties[1].peer]:
-        with pytest.raises(TrustError, match="recipient"):
-            world.network.ask(peer, "agg-0", CollectSum(announcement.id))
+    world.open(announcement)
+    uploads = {}
+    for seed, hospital in enumerate(world.hospitals[:2]):
+        uploads[hospital.name] = parts_of(world, announcement, hospital, contribution(seed))
+        send(world, hospital, uploads[hospital.name])
+    if agreed:
+        world.close_uploads(announcement)
+    parts = [part for one in uploads.values() for part in one.parts.values()]
+    askers = [world.server, *world.hospitals, *world.parties]
+    answered, with_body = set(), set()
+    for message, body in every_message(world, announcement, uploads):
+        for asker in askers:
+            try:
+                reply, answer = world.network.ask(asker.peer, "agg-0", message, body)
+            except FedsecError as error:
+                reply, answer = str(error).encode(), b""
+            else:
+                answered.add(type(message))
+            if answer:
+                with_body.add((asker.name, type(message)))
+            for part in parts:
+                pieces = [part[at : at + 8] for at in range(0, len(part) - 7, 8)]
+                assert not any(piece in reply or piece in answer for piece in pieces)
+    assert answered >= {Announce, GetReceipt, Upload, CollectSum, Hello, AbortRound, FinishRound}
+    assert with_body == ({("server", CollectSum)} if agreed else set())
+
+
+def test_threat_24_an_included_set_that_was_not_signed_is_refused(world):
+    announcement = agreed_round(world)
+    ask = world.network.ask
+
+    def rename(peer, name, message, body=b""):
+        reply, answer = ask(peer, name, message, body)
+        if isinstance(message, CollectSum) and name == "agg-1":
+            share = decode(reply, SumShare)
+            included = (replaced(share.included[0], upload_id=bytes(16)), *share.included[1:])
+            reply = encode(replaced(share, included=included))
+        return reply, answer
+
+    world.network.ask = rename
+    with pytest.raises(ProtocolError, match="'agg-1' sent another included set than it signed"):
+        world.collect(announcement)
+
+
+def test_threat_50_every_commitment_to_a_sum_share_has_a_nonce_of_its_own(world):
+    """Without one, whoever knows n-1 shares could test guesses of the sum against the last commitment."""
+    nonces = []
+    for number in (1, 2):
+        announcement = world.announcement(round=number)
+        world.open(announcement)
+        for seed, hospital in enumerate(world.hospitals):
+            send(world, hospital, parts_of(world, announcement, hospital, contribution(seed)))
+        world.close_uploads(announcement)
+        for name in world.network.aggregators:
+            _, body = world.network.ask(world.server.peer, name, CollectSum(announcement.id))
+            nonces.append(body[:32])
+    assert len(set(nonces)) == 6
+    assert bytes(32) not in nonces
 
 
 def test_threat_24_a_flipped_bit_in_a_sum_share_is_blamed_on_its_aggregator(world):
