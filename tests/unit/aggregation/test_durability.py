@@ -35,7 +35,7 @@ STEPS = [
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("step", STEPS)
-def test_threat_42_a_crash_at_any_step_resumes_with_identical_bytes(tmp_path, step, when):
+def test_threat_42_a_crash_at_any_step_resumes_with_identical_bytes_or_aborts(tmp_path, step, when):
     with World(tmp_path) as world:
         announcement = world.announcement(upload_seconds=20.0)
         signed = world.open(announcement)
