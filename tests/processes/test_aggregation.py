@@ -47,6 +47,7 @@ from fedsec.transport.tls import connect
 
 SIZE = 50_000
 MODEL = [np.zeros(SIZE, np.float32)]
+LIMITS = TrustLimits(minimum_cohort=2, metrics={"loss": (0.0, 10.0)})
 CONFIG = {"lr": 0.01}
 
 
@@ -57,7 +58,7 @@ class Site:
         self.keys = make_local_keys(folder / "keys", parties=3, hospitals=hospitals)
         sockets = {name: socket.create_server(("127.0.0.1", 0)) for name in self.keys.parties}
         self.cluster = self.keys.cluster_file({n: s.getsockname()[:2] for n, s in sockets.items()})
-        write_trust_files(self.keys, self.cluster, TrustLimits(minimum_cohort=2, metrics={"loss": (0.0, 10.0)}))
+        write_trust_files(self.keys, self.cluster, LIMITS)
         self.services, self.servers = {}, {}
         for name, sock in sockets.items():
             identity = Identity.load(self.keys.identity(name))
@@ -249,9 +250,34 @@ def test_threat_43_an_aggregator_that_falls_silent_is_named_within_the_deadline(
         assert time.monotonic() - begun < 10
 
 
+@pytest.mark.parametrize("error", [MemoryError(), ConnectionResetError(104, "reset"), ValueError("x")])
+def test_threat_42_no_error_ends_the_clock_or_a_sender_for_good(tmp_path, error):
+    with site(tmp_path) as here:
+        service = here.services["party-1"]
+        aggregator, links, failed = service.aggregator, service._links["party-0"], set()
+
+        def fails_once(name, function):
+            def call(*arguments, **keywords):
+                if name not in failed:
+                    failed.add(name)
+                    raise error
+                return function(*arguments, **keywords)
+
+            return call
+
+        announcement = announce(here.cluster, here.server, here.session)
+        signed = here.collector.announce(announcement, Deadline.after(10))
+        for seed, client in enumerate(here.clients):
+            submit(client, announcement, signed, seed)
+        aggregator.advance = fails_once("clock", aggregator.advance)
+        links.call = fails_once("sender", links.call)
+        assert here.collector.collect(announcement, Deadline.after(20)).total_weight == 510
+        assert failed == {"clock", "sender"}
+
+
 @pytest.mark.parametrize("when", ["before uploads", "after uploads"])
 def test_threat_42_a_killed_aggregator_is_named_and_the_next_round_works_after_its_restart(tmp_path, when):
-    with Cluster.local(tmp_path / "run", hospitals=4, minimum_cohort=2) as cluster:
+    with Cluster.local(tmp_path / "run", hospitals=4, limits=LIMITS, minimum_cohort=2) as cluster:
         file = ClusterFile.load(cluster.file)
         server = Identity.load(cluster.identity("server"))
         with ExitStack() as stack:
@@ -276,7 +302,10 @@ def test_threat_42_a_killed_aggregator_is_named_and_the_next_round_works_after_i
             with pytest.raises(FedsecError, match=victim):
                 collector.collect(announcement, Deadline.after(30))
             assert time.monotonic() - begun < 30
-    with Cluster.local(tmp_path / "run", hospitals=4, minimum_cohort=2) as cluster, ExitStack() as stack:
+    with (
+        Cluster.local(tmp_path / "run", hospitals=4, limits=LIMITS, minimum_cohort=2) as cluster,
+        ExitStack() as stack,
+    ):
         file = ClusterFile.load(cluster.file)
         collector = stack.enter_context(Collector(file.parties, server))
         announcement = announce(file, server, secrets.token_bytes(16), number=2)
