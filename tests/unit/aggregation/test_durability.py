@@ -12,7 +12,7 @@ from aggregation_world import World, contribution, soon
 
 from fedsec.aggregation.encoding import encode_update
 from fedsec.aggregation.messages import CollectSum, FinishRound, SetSignature, Upload, UploadList
-from fedsec.aggregation.parts import make_parts, sum_parts
+from fedsec.aggregation.parts import PartWriter, make_parts, sum_parts
 from fedsec.aggregation.store import _sqlite_errors
 from fedsec.errors import FedsecError, PeerLostError, ProtocolError, RoundAbortedError, StateError
 
@@ -345,6 +345,16 @@ def test_threat_37_a_hospital_has_one_draft_a_round_and_the_latest_attempt_count
         f"{stored[hospital.name].entry.header_digest.hex()}.part"
     ]
     assert aggregator._drafts == {}
+
+
+def test_threat_37_an_earlier_attempt_frees_its_space_while_its_connection_still_hangs(tmp_path):
+    with PartWriter(tmp_path / "one.part", 100) as writer:
+        writer.write(bytes(40))
+        writer.give_way()
+        assert os.fstat(writer._file.fileno()).st_size == 0
+        assert list(tmp_path.iterdir()) == []
+        with pytest.raises(ProtocolError, match="begun this upload again"):
+            writer.write(bytes(60))
 
 
 def test_threat_54_the_hospital_keeps_no_update(world):
