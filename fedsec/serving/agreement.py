@@ -8,7 +8,7 @@ A verdict is *final* when time cannot change it, and *passing* when a later prop
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -54,6 +54,27 @@ class Book(Protocol):
     def left_for(self, fingerprint: bytes) -> int | None:
         """Images that this certificate may still ask for; None means no limit."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """A book's limits, read once for many requests. What waits was not charged: that is not asked again.
+
+    Attributes:
+        left_now: images that the service may still answer.
+        left_for: images that a certificate may still ask for.
+    """
+
+    left_now: int | None
+    left_for: Callable[[bytes], int | None]
+
+    def used(self, _key: RequestKey) -> bool:
+        """No: a request is charged and leaves the room in one step."""
+        return False
+
+    def left(self) -> int | None:
+        """Images that the service may still answer; None means no limit."""
+        return self.left_now
 
 
 def key_of(entry: Entry) -> RequestKey:

@@ -21,7 +21,8 @@ from fedsec.nn import Plan, decode_output, encode_input
 from fedsec.ring import RingArray
 from fedsec.serving import parts
 from fedsec.serving.asking import Ask, ask_each, connect_all
-from fedsec.serving.messages import ID_BYTES, MAX_IMAGES, Answer, Describe, Description, Query
+from fedsec.serving.limits import most_images
+from fedsec.serving.messages import ID_BYTES, Answer, Describe, Description, Query
 from fedsec.serving.weights import plan_from_wire
 from fedsec.transport import Channel, ClusterFile, Deadline, Identity, Meter
 
@@ -96,8 +97,8 @@ class Client:
     ) -> Logits:
         """Ask for a private prediction.
 
-        Each image counts as one request. More than 128 images go out as several requests, one after
-        the other; if a later one fails, the earlier ones are charged.
+        Each image counts as one request. More than 128 images, or fewer of a model with large layers, go
+        out as several requests, one after the other; if a later one fails, the earlier ones are charged.
 
         Args:
             images: one image, or a batch of them, floats in the range of the plan; a last dimension
@@ -122,7 +123,8 @@ class Client:
                 "private"
             )
         words = encode_input(self.plan, as_batch(images, self.plan))
-        batches = [words[start : start + MAX_IMAGES] for start in range(0, len(words), MAX_IMAGES)]
+        most = most_images(self.plan)
+        batches = [words[start : start + most] for start in range(0, len(words), most)]
         return np.concatenate([self._ask(batch, timeout_s) for batch in batches])
 
     def _ask(self, words: RingArray, timeout_s: float) -> Logits:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedsec.nn import Plan
 from fedsec.serving.messages import MAX_IMAGES
+
+BATCH_ELEMENTS = 1 << 22
+"""Ring elements of the largest array of one step for a whole batch: a message of 32 MB, which has to pass
+within ``silence_s`` (27 Mbit/s at 10 s). A plan's single image may exceed it and is then computed alone."""
+
+
+def most_images(plan: Plan) -> int:
+    """Images of one batch, and of one request: all parties and clients derive it from the public plan."""
+    return max(1, min(MAX_IMAGES, BATCH_ELEMENTS // plan.largest_array))
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +22,7 @@ class Limits:
     """What one party grants, in images and seconds.
 
     Attributes:
-        batch_images: images computed together.
+        batch_images: images computed together, if the plan allows as many.
         waiting_images: images whose parts wait in memory; 25 MB at 28 x 28 on 64-bit words.
         waiting_bytes: the same in bytes of shares, which counts for larger images.
         waiting_per_user: requests of one certificate that wait at a time.
@@ -21,7 +31,9 @@ class Limits:
         model_bytes: largest part of one model's weights, as it travels.
         heartbeat_s: an idle leader speaks this often, so that silence means something.
         silence_s: longest wait for another party's next step; then the service ends naming it.
+        body_s: time for a request's part to come.
         part_s: how long a part waits for the others to have theirs and for its turn.
+        answer_s: how long a request waits on once it is being computed.
         setup_s: time for the three parties to link up.
     """
 
@@ -34,5 +46,7 @@ class Limits:
     model_bytes: int = 1 << 29
     heartbeat_s: float = 1.0
     silence_s: float = 10.0
+    body_s: float = 30.0
     part_s: float = 10.0
+    answer_s: float = 60.0
     setup_s: float = 20.0

@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from fedsec.errors import DeadlineError, ProtocolError
+from fedsec.errors import DeadlineError, ProtocolError, ServiceEndedError
 from fedsec.transport import Channel, Deadline
 
 _MOST_WAITING = 8
@@ -33,6 +33,7 @@ class LinkDesk:
         self._keep_s = keep_s
         self._changed = threading.Condition()
         self._waiting: dict[tuple[str, bytes], _Waiting] = {}
+        self._given_up: bytes | None = None
 
     def put(self, service: bytes, terms: bytes, channel: Channel) -> None:
         """Keep a link until its service takes it; an earlier one of the same peer and service is closed."""
@@ -61,9 +62,12 @@ class LinkDesk:
         Raises:
             DeadlineError: the peer opened no link.
             ProtocolError: the peer was told other terms by the owner.
+            ServiceEndedError: the service was given up.
         """
         with self._changed:
             while (peer, service) not in self._waiting:
+                if service == self._given_up:
+                    raise ServiceEndedError("the service was stopped before it had its links")
                 try:
                     self._changed.wait(deadline.remaining(peer))
                 except DeadlineError as error:
@@ -79,6 +83,12 @@ class LinkDesk:
                 "party: it does not start; the owner shares the model with all three again"
             )
         return found.channel
+
+    def give_up(self, service: bytes) -> None:
+        """Let nobody wait for links of this service any more."""
+        with self._changed:
+            self._given_up = service
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Close everything on the desk."""

@@ -7,6 +7,7 @@ that dies breaks its links, and one that hangs is silent for longer than ``silen
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from fedsec.errors import ProtocolError
 from fedsec.mpc.party import Party
 from fedsec.ring import RingArray
 from fedsec.serving.agreement import (
+    Glance,
     Proposer,
     RequestKey,
     Verdict,
@@ -250,7 +252,8 @@ class ServiceLoop:
 
     def _refuse_hopeless(self) -> None:
         """Refuse what waits here and cannot be answered any more after the last charge."""
+        glance = Glance(self._book.left(), functools.cache(self._book.left_for))
         for key, images in self._room.held().items():
-            verdict = judge_alone(key, images, self._book)
+            verdict = judge_alone(key, images, glance)
             if verdict.final:
                 self._room.refuse(key, refusal(verdict, images, self._book, key.fingerprint))

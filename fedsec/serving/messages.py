@@ -56,9 +56,10 @@ class ModelHeld(Message, frozen=True, tag="model_held"):
 
 
 class ForgetModel(Message, frozen=True, tag="forget_model"):
-    """Owner to party: drop the part of this model."""
+    """Owner to party: drop the part of this model; with ``sharing``, only if it is of that splitting."""
 
     model: Id
+    sharing: Id | None = None
 
 
 class ModelForgotten(Message, frozen=True, tag="model_forgotten"):

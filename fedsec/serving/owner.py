@@ -85,16 +85,16 @@ class Owner:
         asks = [Ask(message, body) for body in parts.split(flat_weights(plan, weights))]
         try:
             answers = ask_each(self._channels, asks, ModelHeld, Deadline.after(_SHARE_S))
+            for channel, (held, _) in zip(self._channels, answers, strict=True):
+                if held != ModelHeld(model=model, digest=digest):
+                    raise ProtocolError(
+                        f"{channel.peer.name} holds another model than was sent: it is not served"
+                    )
         except FedsecError:
-            # What some of the parties took would fill their shelves, and is of no use.
+            # What some of the parties took would fill their shelves; an older sharing of the model stays.
             with contextlib.suppress(FedsecError):
-                self.forget(model)
+                self._forget(ForgetModel(model=model, sharing=message.sharing))
             raise
-        for channel, (held, _) in zip(self._channels, answers, strict=True):
-            if held != ModelHeld(model=model, digest=digest):
-                raise ProtocolError(
-                    f"{channel.peer.name} holds another model than was sent: it is not served"
-                )
         self._model = model
         return model
 
@@ -174,8 +174,11 @@ class Owner:
         """
         model = self._model if model_id is None else model_id
         if model is not None:
-            asks = [Ask(ForgetModel(model=model))] * 3
-            ask_each(self._channels, asks, ModelForgotten, Deadline.after(_ANSWER_S))
+            self._forget(ForgetModel(model=model))
+
+    def _forget(self, message: ForgetModel) -> None:
+        """Ask all three parties to forget."""
+        ask_each(self._channels, [Ask(message)] * 3, ModelForgotten, Deadline.after(_ANSWER_S))
 
     def close(self) -> None:
         """Close the connections; a running service goes on. May be called twice."""

@@ -24,7 +24,7 @@ from fedsec.ring import Ring
 from fedsec.serving import parts
 from fedsec.serving.agreement import RequestKey, Verdict, judge_alone, refusal
 from fedsec.serving.ledger import Ledger
-from fedsec.serving.limits import Limits
+from fedsec.serving.limits import Limits, most_images
 from fedsec.serving.links import LinkDesk
 from fedsec.serving.messages import (
     Answer,
@@ -102,7 +102,7 @@ class PredictionService:
             Route(ReadStatus, owner | party, self._read_status),
             Route(OpenLink, party, self._open_link),
             Route(Describe, user, self._describe),
-            Route(Query, user, self._query, self._query_bytes),
+            Route(Query, user, self._query, self._query_bytes, seconds=self._limits.body_s),
         ]
 
     def stop(self, wait_s: float = 2.0) -> None:
@@ -110,10 +110,7 @@ class PredictionService:
         with self._lock:
             service = self._service
         if service is not None:
-            service.leave()
-            if not service.await_end(wait_s):
-                service.break_off()
-                service.await_end(wait_s)
+            self._end(service, wait_s)
         self._desk.close()
         self._ledger.close()
 
@@ -152,7 +149,7 @@ class PredictionService:
                 and self._service.terms.model == message.model
             ):
                 raise UsageError("this model is being served: stop the service first")
-            self._shelf.drop(message.model)
+            self._shelf.drop(message.model, message.sharing)
         return Reply(ModelForgotten(model=message.model))
 
     def _serve(self, request: Call) -> Reply:
@@ -192,11 +189,16 @@ class PredictionService:
         with self._lock:
             service = self._service
         if service is not None:
-            service.leave()
-            if not service.await_end(self._limits.silence_s + self._limits.heartbeat_s):
-                service.break_off()
-                service.await_end(self._limits.silence_s)
+            self._end(service, self._limits.silence_s + self._limits.heartbeat_s)
         return Reply(self._status())
+
+    def _end(self, service: RunningService, wait_s: float) -> None:
+        """End a service: in step with the others, or else by breaking its links."""
+        service.leave()
+        self._desk.give_up(service.terms.service)
+        if not service.await_end(wait_s):
+            service.break_off()
+            service.await_end(wait_s)
 
     def _read_status(self, request: Call) -> Reply:
         """Say how the service is; waits for its end as long as the message asks."""
@@ -292,6 +294,10 @@ class PredictionService:
     def _query_bytes(self, message: Query) -> int:
         """Exact length of this party's part of a request."""
         plan = self._current(message.service).held.plan
+        if message.images > most_images(plan):
+            raise UsageError(
+                f"a request for this model may have {most_images(plan)} images, this one has {message.images}"
+            )
         size = message.images * prod(plan.input_shape)
         return parts.body_bytes(self.party_id, size, Ring(plan.ring_bits))
 
@@ -304,15 +310,19 @@ class PredictionService:
         verdict = judge_alone(key, message.images, service.book)
         if verdict is not Verdict.ACCEPT:
             raise refusal(verdict, message.images, service.book, key.fingerprint)
-        service.room.check_space(key, message.images)
-        size = message.images * prod(plan.input_shape)
-        part = parts.join(self.party_id, request.body.read(), size, Ring(plan.ring_bits))
-        ticket = service.room.admit(key, message.images, part)
+        size, ring = message.images * prod(plan.input_shape), Ring(plan.ring_bits)
+        ticket = service.room.admit(
+            key, message.images, lambda: parts.join(self.party_id, request.body.read(), size, ring)
+        )
         if not ticket.done.wait(self._limits.part_s):
             text = f"the request was not answered within {self._limits.part_s:g} s: {ticket.lacking}"
             service.room.withdraw(ticket, DeadlineError(f"{text}; nothing was charged"))
-            # Being computed right now: the compute thread answers or ends the service, within its own waits.
-            ticket.done.wait()
+            # Being computed right now, or refused above.
+            if not ticket.done.wait(self._limits.answer_s):
+                raise DeadlineError(
+                    f"the request was not answered within {self._limits.answer_s:g} s of its computation; "
+                    "it was charged"
+                )
         return Reply(
             Answer(request=message.request, images=message.images, fraction_bits=plan.output_fraction_bits),
             ticket.outcome(),

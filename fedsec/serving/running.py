@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 
@@ -20,8 +20,9 @@ from fedsec.mpc.party import Party
 from fedsec.mpc.session import establish
 from fedsec.nn import layers
 from fedsec.ring import Ring
+from fedsec.serving.consistency import compare_weights
 from fedsec.serving.ledger import ServiceBook
-from fedsec.serving.limits import Limits
+from fedsec.serving.limits import Limits, most_images
 from fedsec.serving.loop import ServiceLoop, Table
 from fedsec.serving.messages import State, Status
 from fedsec.serving.shelf import HeldModel
@@ -94,6 +95,7 @@ class RunningService:
             max_per_user=limits.waiting_per_user,
             max_images_per_user=limits.waiting_images_per_user,
         )
+        self.batch_images = min(limits.batch_images, most_images(held.plan))
         self._party_id = party_id
         self._limits = limits
         self._link_up = link_up
@@ -161,11 +163,7 @@ class RunningService:
         """Run the service in its thread and say how it ended."""
         state: State
         try:
-            with ExitStack() as links:
-                try:
-                    state, error = self._serve(links)
-                except FedsecError as lost:
-                    state, error = "failed", self._explain(lost)
+            state, error = self._run()
         except Exception as unexpected:
             # The text of an unexpected exception could hold data; its type and place are enough to look.
             logger.error("the service ended with an internal error: %s", _where(unexpected))  # noqa: TRY400
@@ -177,10 +175,23 @@ class RunningService:
         self._become(state, error)
         self.room.close(error)
 
+    def _run(self) -> tuple[State, FedsecError]:
+        """Serve; the links are closed before anyone asks who was lost."""
+        try:
+            with ExitStack() as links:
+                return self._serve(links)
+        except ServiceEndedError as given_up:
+            return "stopped", given_up
+        except FedsecError as lost:
+            return "failed", self._explain(lost)
+
     def _serve(self, links: ExitStack) -> tuple[State, FedsecError]:
         """Link up, rehearse once, answer until the end."""
         previous, following = self._link_up(Deadline.after(self._limits.setup_s))
         self._links = (links.enter_context(previous), links.enter_context(following))
+        if self._leaving.is_set():
+            # Who stopped the service found no links to break off.
+            raise ServiceEndedError("the service was stopped before it had started")
         plan = self.held.plan
         party = establish(
             self._party_id,
@@ -190,6 +201,8 @@ class RunningService:
             Deadline.after(self._limits.setup_s),
             ring=Ring(plan.ring_bits),
         )
+        names = {party.previous_id: previous.peer.name, party.following_id: following.peer.name}
+        compare_weights(party, self.held.weights, names)
         compute = partial(layers.predict, party, plan, list(self.held.weights))
         self._rehearse(party, compute)
         loop = ServiceLoop(
@@ -200,7 +213,7 @@ class RunningService:
             compute=compute,
             input_shape=plan.input_shape,
             fraction_bits=plan.fraction_bits,
-            limits=self._limits,
+            limits=replace(self._limits, batch_images=self.batch_images),
             leaving=self._leaving,
         )
         self._become("serving", None)

@@ -76,10 +76,12 @@ class Shelf:
                 raise UsageError("no part of this model is held here (a restart forgets it): share it again")
             return self._models[model]
 
-    def drop(self, model: bytes) -> None:
-        """Forget a model; nothing happens if it is not held."""
+    def drop(self, model: bytes, sharing: bytes | None = None) -> None:
+        """Forget a model, or only this sharing of it; nothing happens if it is not held."""
         with self._lock:
-            self._models.pop(model, None)
+            held = self._models.get(model)
+            if held is not None and sharing in {None, held.sharing}:
+                del self._models[model]
 
     def ids(self) -> tuple[bytes, ...]:
         """Ids of all models held."""

@@ -8,7 +8,7 @@ certificate.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fedsec.errors import FedsecError, UsageError
@@ -22,7 +22,7 @@ class Ticket:
 
     key: RequestKey
     images: int
-    part: Part
+    part: Part | None = field(default=None, repr=False)
     lacking: str = "the leader never proposed it"
     reserved: bool = False
     done: threading.Event = field(default_factory=threading.Event)
@@ -58,24 +58,31 @@ class WaitingRoom:
         self._closed: FedsecError | None = None
         self._generation = 0
 
-    def admit(self, key: RequestKey, images: int, part: Part) -> Ticket:
-        """Put a part in line; on error nothing was kept.
+    def admit(self, key: RequestKey, images: int, read: Callable[[], Part]) -> Ticket:
+        """Take a place for a request, then read its part into it; on error nothing is kept.
+
+        The place comes first, so that what is being read counts against the same bounds as what waits.
 
         Raises:
             UsageError: the same request waits already, or too many wait.
-            FedsecError: whatever ended the service.
+            FedsecError: whatever ended the service, or what ``read`` raised.
         """
         with self._changed:
             self._check_space(key, images)
-            ticket = self._tickets[key] = Ticket(key, images, part)
+            ticket = self._tickets[key] = Ticket(key, images)
+        try:
+            part = read()
+        except BaseException:
+            with self._changed:
+                if self._tickets.get(key) is ticket:
+                    del self._tickets[key]
+            raise
+        with self._changed:
+            self.check_open()
+            ticket.part = part
             self._generation += 1
             self._changed.notify_all()
             return ticket
-
-    def check_space(self, key: RequestKey, images: int) -> None:
-        """Raise what ``admit`` would raise now: asked before a part is read, which takes memory."""
-        with self._changed:
-            self._check_space(key, images)
 
     def _check_space(self, key: RequestKey, images: int) -> None:
         self.check_open()
@@ -85,15 +92,17 @@ class WaitingRoom:
             ticket.images for ticket in self._tickets.values() if ticket.key.fingerprint == key.fingerprint
         ]
         in_all = sum(ticket.images for ticket in self._tickets.values())
+        # Half of the room is for certificates of which nothing waits yet.
+        room = self._max_images // 2 if same else self._max_images
         if (
             len(same) >= self._max_per_user
             or sum(same) + images > self._max_images_per_user
-            or in_all + images > self._max_images
+            or in_all + images > room
         ):
             raise UsageError(
                 f"too much waits here: {len(same)} requests of this certificate (of {self._max_per_user}) "
                 f"with {sum(same)} images (of {self._max_images_per_user}), {in_all} images in all "
-                f"(of {self._max_images}); ask again later"
+                f"(of {room}); ask again later"
             )
 
     def check_open(self) -> None:
@@ -104,7 +113,7 @@ class WaitingRoom:
     def held(self) -> dict[RequestKey, int]:
         """Images of every waiting request, oldest first."""
         with self._changed:
-            return {key: ticket.images for key, ticket in self._tickets.items()}
+            return {key: one.images for key, one in self._tickets.items() if one.part is not None}
 
     def reserve(self, keys: Iterable[RequestKey]) -> dict[RequestKey, int]:
         """Keep these requests from being withdrawn until the parties have decided; images of those here.
@@ -113,7 +122,8 @@ class WaitingRoom:
         other two waiting for a computation that this party has no part for.
         """
         with self._changed:
-            here = [self._tickets[key] for key in keys if key in self._tickets]
+            wanted = [self._tickets[key] for key in keys if key in self._tickets]
+            here = [ticket for ticket in wanted if ticket.part is not None]
             for ticket in here:
                 ticket.reserved = True
             return {ticket.key: ticket.images for ticket in here}
@@ -128,7 +138,8 @@ class WaitingRoom:
     def parts(self, keys: Iterable[RequestKey]) -> list[Part]:
         """Return the parts of reserved requests; they stay here until they are answered."""
         with self._changed:
-            return [self._tickets[key].part for key in keys]
+            held = [self._tickets[key].part for key in keys]
+        return [part for part in held if part is not None]
 
     def resolve(self, key: RequestKey, answer: bytes) -> None:
         """Answer one request and let it go."""

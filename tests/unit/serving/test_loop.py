@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -134,8 +135,8 @@ def ask(
     bodies = parts.split(secret)
     tickets = {}
     for me in parties:
-        part = parts.join(me, bodies[me], secret.size, RING64)
-        tickets[me] = seats[me].room.admit(key(number, user), secret.size // 4, part)
+        read = partial(parts.join, me, bodies[me], secret.size, RING64)
+        tickets[me] = seats[me].room.admit(key(number, user), secret.size // 4, read)
     return [tickets[me] for me in sorted(tickets)]
 
 
@@ -217,7 +218,7 @@ def test_a_request_whose_parts_come_late_is_answered_when_they_are_there(start: 
     bodies = parts.split(images(1))
     tickets = {}
     for me in (0, 2, 1):
-        tickets[me] = seats[me].room.admit(key(1), 1, parts.join(me, bodies[me], 4, RING64))
+        tickets[me] = seats[me].room.admit(key(1), 1, partial(parts.join, me, bodies[me], 4, RING64))
         time.sleep(0.15)
     np.testing.assert_array_equal(answer([tickets[me] for me in range(3)]), 2 * images(1))
 
@@ -235,12 +236,16 @@ def test_threat_34_an_absurd_row_leaves_its_neighbours_bit_identical(start: Star
 
 
 def test_output_shares_are_fresh_and_hide_the_replicated_ones(start: Start) -> None:
-    seats = start()
+    """The computation ends in the same replicated shares every time: all that differs is the masking."""
+    held = [
+        RepShare(np.full((1, 4), n, np.uint64), np.full((1, 4), (n + 1) % 3, np.uint64)) for n in range(3)
+    ]
+    seats = start(compute={me: lambda _x, share=share: share for me, share in enumerate(held)})
     secret = np.zeros(4, np.uint64)
     answers = []
     for number in range(40):
         tickets = ask(seats, number, secret)
-        answer(tickets)
+        np.testing.assert_array_equal(answer(tickets), np.full(4, 0 + 1 + 2, np.uint64))
         answers.append([ticket.outcome() for ticket in tickets])
     for column in zip(*answers, strict=True):
         assert len(set(column)) == len(column)
@@ -324,3 +329,25 @@ def test_a_malformed_step_ends_the_service_and_names_the_sender(start: Start) ->
     outcome = ends(seats)[1]
     assert isinstance(outcome, ProtocolError)
     assert "alice" in str(outcome)
+
+
+def test_looking_for_hopeless_requests_reads_the_book_once_a_certificate(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seats = start(num_requests=100, quota=3, run=())
+    waiting = [ask(seats, number, images(1), parties=(0,))[0] for number in range(20)]
+    hopeless = ask(seats, 90, images(4), user=b"v" * 32, parties=(0,))[0]
+    queries: list[str] = []
+    read_one = Ledger.read_one
+
+    def count(ledger: Ledger, query: str, values: tuple[bytes, ...]) -> int | None:
+        queries.append(query)
+        return read_one(ledger, query, values)
+
+    monkeypatch.setattr(Ledger, "read_one", count)
+    seats[0].loop._refuse_hopeless()
+    # The service's count, each certificate's, and one for the text of the refusal.
+    assert len(queries) == 1 + 2 + 1
+    with pytest.raises(FedsecError, match="3 more images"):
+        hopeless.outcome()
+    assert not any(ticket.done.is_set() for ticket in waiting)

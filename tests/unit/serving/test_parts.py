@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsec.errors import ProtocolError
-from fedsec.ring import RING32, RING64, Ring
+from fedsec.ring import RING32, RING64, Ring, fresh_key
 from fedsec.serving import parts
 
 
@@ -35,6 +35,21 @@ def test_threat_03_every_split_is_fresh() -> None:
     first, second = parts.split(secret), parts.split(secret)
     pieces = {body[i : i + 32] for bodies in (first, second) for body in bodies for i in (0, len(body) - 32)}
     assert len(pieces) == 2 * (2 + 2)  # a call: two seeds, the vector's first and last words
+
+
+def test_threat_03_the_seeds_are_two_draws_of_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither seed follows from the other: a party would know a component too many."""
+    drawn: list[bytes] = []
+
+    def draw() -> bytes:
+        drawn.append(fresh_key())
+        return drawn[-1]
+
+    monkeypatch.setattr(parts, "fresh_key", draw)
+    of_0, of_1, of_2 = parts.split(np.arange(4, dtype=np.uint64))
+    assert len(set(drawn)) == 2
+    assert [of_0[:32], of_0[32:]] == drawn
+    assert (of_1[:32], of_2[-32:]) == (drawn[1], drawn[0])
 
 
 @pytest.mark.parametrize("wrong", [-1, 1, -32, 32])

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -25,10 +26,13 @@ from fedsec.errors import (
 )
 from fedsec.nn import Plan, Weights, plaintext
 from fedsec.ring import RING64
-from fedsec.serving import messages, parts
+from fedsec.serving import asking, messages, parts
+from fedsec.serving import client as client_module
+from fedsec.serving import limits as limits_module
 from fedsec.serving.client import Client
 from fedsec.serving.limits import Limits
 from fedsec.serving.owner import Owner
+from fedsec.serving.weights import plan_to_wire
 from fedsec.transport import Channel, Deadline, Role, call, connect
 
 Model = tuple[Plan, Weights]
@@ -158,7 +162,11 @@ def test_threat_51_parts_under_anothers_id_join_nothing(
             assert owner.status().answered == 2
 
 
-def test_an_incomplete_request_names_who_has_no_part_and_costs_nothing(trio: Any, model: Model) -> None:
+def test_an_incomplete_request_names_who_has_no_part_and_costs_nothing(
+    start_trio: Callable[..., Any], model: Model
+) -> None:
+    # Both parts have to be there together for a while, also on a busy machine.
+    trio = start_trio(replace(LIMITS, part_s=4.0))
     with serve(trio, model, quota=1), client(trio) as user:
         query = messages.Query(service=user._service, request=b"r" * 16, images=1)
         bodies = parts.split(np.zeros(36, np.uint64))
@@ -387,3 +395,125 @@ def test_shelves_are_bounded(start_trio: Callable[..., Any], model: Model) -> No
         owner.share(*model)
         with pytest.raises(UsageError, match="the most there may be"):
             owner.share(*model)
+
+
+def test_a_model_that_is_being_served_is_not_forgotten(trio: Any, model: Model) -> None:
+    with serve(trio, model) as owner, client(trio) as user:
+        with pytest.raises(UsageError, match="being served"):
+            owner.forget()
+        assert all(service._shelf.ids() for service in trio.services)
+        user.predict(images(1))
+
+
+def test_threat_39_a_link_under_another_key_is_refused(trio: Any) -> None:
+    """Also if it has the right name: only a test gets that far, since the server pins keys too."""
+    with channel_to(trio, 0, "party-2") as channel:
+        peer = replace(channel.peer, name="party-2", public_key=bytes(32))
+    request = SimpleNamespace(message=SAMPLES[messages.OpenLink], peer=peer, detach=pytest.fail)
+    with pytest.raises(TrustError, match="expected a link from party-2"):
+        trio.services[0]._open_link(request)
+
+
+@pytest.mark.parametrize("change", [{"request": b"x" * 16}, {"images": 2}, {"fraction_bits": 1}])
+@pytest.mark.parametrize("party", [0, 1, 2])
+def test_a_client_throws_away_an_answer_to_something_else(
+    trio: Any, model: Model, monkeypatch: pytest.MonkeyPatch, party: int, change: dict[str, Any]
+) -> None:
+    ask_each = asking.ask_each
+
+    def lie(*arguments: Any) -> Any:
+        replies = ask_each(*arguments)
+        answer, body = replies[party]
+        replies[party] = (msgspec.structs.replace(answer, **change), body)
+        return replies
+
+    with serve(trio, model), client(trio) as user:
+        monkeypatch.setattr(client_module, "ask_each", lie)
+        with pytest.raises(ProtocolError, match=f"party-{party} answered another"):
+            user.predict(images(1))
+
+
+@pytest.mark.parametrize(
+    "change", [{"service": b"x" * 16}, {"model": b"x" * 16}, {"plan": b"{}"}, {"digest": b"x" * 32}]
+)
+@pytest.mark.parametrize("party", [1, 2])
+def test_a_client_goes_on_only_if_all_three_describe_the_same(
+    model: Model, party: int, change: dict[str, bytes]
+) -> None:
+    text, digest = plan_to_wire(model[0])
+    told = [messages.Description(service=b"s" * 16, model=b"m" * 16, plan=text, digest=digest)] * 3
+    assert client_module._agreed_plan(told, ("a", "b", "c")) == model[0]
+    told[party] = msgspec.structs.replace(told[party], **change)
+    with pytest.raises(ProtocolError, match=f"{'abc'[party]} describes another model or service than a"):
+        client_module._agreed_plan(told, ("a", "b", "c"))
+
+
+def test_the_plans_largest_step_bounds_batches_and_requests(
+    trio: Any, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, weights = model
+    monkeypatch.setattr(limits_module, "BATCH_ELEMENTS", 4 * plan.largest_array + 1)
+    with serve(trio, model) as owner, client(trio) as user:
+        assert [service._service.batch_images for service in trio.services] == [4, 4, 4]
+        np.testing.assert_allclose(
+            user.predict(images(10)), plaintext.predict(plan, weights, images(10)), atol=2e-3
+        )
+        assert owner.status().answered == 10
+        too_many = messages.Query(service=user._service, request=b"r" * 16, images=5)
+        error = query_to(trio, 0, "user", too_many, parts.split(np.zeros(5 * 36, np.uint64))[0])
+        assert isinstance(error, UsageError)
+        assert "may have 4 images" in str(error)
+
+
+def test_an_image_that_exceeds_a_batch_is_computed_alone(model: Model) -> None:
+    class Large:
+        largest_array = 1 << 24
+
+    assert limits_module.most_images(Large()) == 1  # type: ignore[arg-type]
+    assert limits_module.most_images(model[0]) == messages.MAX_IMAGES
+
+
+def test_threat_37_one_certificate_cannot_fill_the_waiting_room(trio: Any, model: Model) -> None:
+    """As in the attack: 16 requests of 128 images, of which party 0 alone gets its 64 bytes each."""
+    with serve(trio, model), client(trio) as honest:
+        queries = [
+            messages.Query(service=honest._service, request=bytes([n]) * 16, images=128) for n in range(16)
+        ]
+        with ThreadPoolExecutor(16) as pool:
+            held = [pool.submit(query_to, trio, 0, "eve", query, bytes(64)) for query in queries]
+            while sum(trio.services[0]._service.room.held().values()) < 256:
+                time.sleep(0.01)
+            honest.predict(images(1))
+            errors = [one.result() for one in held]
+    assert sum(isinstance(error, DeadlineError) for error in errors) >= 2
+    assert any("too much waits here" in str(error) for error in errors)
+
+
+def test_a_request_that_is_never_decided_is_answered_with_an_error(
+    start_trio: Callable[..., Any], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trio = start_trio(replace(LIMITS, part_s=0.1, answer_s=0.1))
+    with serve(trio, model), client(trio) as user:
+        # As if the compute thread had reserved it for ever.
+        monkeypatch.setattr(trio.services[0]._service.room, "withdraw", lambda *_: None)
+        query = messages.Query(service=user._service, request=b"r" * 16, images=1)
+        error = query_to(trio, 0, "user", query, parts.split(np.zeros(36, np.uint64))[0])
+        assert isinstance(error, DeadlineError)
+        assert "of its computation" in str(error)
+
+
+def test_an_error_while_looking_for_the_culprit_still_closes_the_service(
+    trio: Any, model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> FedsecError:
+        raise ValueError("canary")
+
+    monkeypatch.setattr(trio.services[0], "_explain", broken)
+    with serve(trio, model), client(trio):
+        service = trio.services[0]._service
+        trio.services[2]._service.break_off()
+        assert service.await_end(10)
+        assert service.status(()).state == "failed"
+        with pytest.raises(FedsecError, match="internal error"):
+            service.room.check_open()
+    assert "canary" not in caplog.text

@@ -7,12 +7,14 @@ import threading
 import numpy as np
 import pytest
 
-from fedsec.errors import DeadlineError, ServiceEndedError, UsageError
+from fedsec.errors import DeadlineError, PeerLostError, ServiceEndedError, UsageError
 from fedsec.serving.agreement import RequestKey
 from fedsec.serving.parts import Part
 from fedsec.serving.waiting import WaitingRoom
 
-PART = Part(np.zeros(1, np.uint64), np.zeros(1, np.uint64))
+
+def part() -> Part:
+    return Part(np.zeros(1, np.uint64), np.zeros(1, np.uint64))
 
 
 def key(number: int, user: bytes = b"u" * 32) -> RequestKey:
@@ -25,7 +27,7 @@ def room() -> WaitingRoom:
 
 def test_oldest_first_and_answered_once() -> None:
     waiting = room()
-    first, second = waiting.admit(key(2), 1, PART), waiting.admit(key(1), 2, PART)
+    first, second = waiting.admit(key(2), 1, part), waiting.admit(key(1), 2, part)
     assert list(waiting.held().items()) == [(key(2), 1), (key(1), 2)]
     waiting.resolve(key(1), b"answer")
     assert second.outcome() == b"answer"
@@ -36,34 +38,80 @@ def test_oldest_first_and_answered_once() -> None:
 def test_threat_37_the_room_is_bounded_in_images_and_a_user() -> None:
     waiting = room()
     for number in range(3):
-        waiting.admit(key(number), 2, PART)
+        waiting.admit(key(number), 1, part)
     with pytest.raises(UsageError, match="ask again later"):
-        waiting.admit(key(9), 1, PART)
-    waiting.admit(key(9, b"v" * 32), 4, PART)
-    with pytest.raises(UsageError, match="10 images"):
-        waiting.admit(key(10, b"w" * 32), 1, PART)
+        waiting.admit(key(9), 1, part)
+    waiting.admit(key(9, b"v" * 32), 6, part)
+    with pytest.raises(UsageError, match=r"9 images in all \(of 10\)"):
+        waiting.admit(key(10, b"w" * 32), 2, part)
+
+
+def test_threat_37_half_of_the_room_is_for_newcomers() -> None:
+    waiting = room()
+    waiting.admit(key(1), 4, part)
+    with pytest.raises(UsageError, match=r"\(of 5\)"):
+        waiting.admit(key(2), 2, part)
+    waiting.admit(key(2, b"v" * 32), 6, part)
+
+
+def test_threat_37_a_part_that_is_being_read_has_its_place() -> None:
+    waiting = room()
+
+    def read() -> Part:
+        # Nothing to compute on yet, and no room for more.
+        assert waiting.held() == waiting.reserve([key(1)]) == {}
+        with pytest.raises(UsageError, match="ask again later"):
+            waiting.admit(key(2), 1, part)
+        with pytest.raises(UsageError, match="fresh id"):
+            waiting.admit(key(1), 1, part)
+        return part()
+
+    waiting.admit(key(1), 7, read)
+    assert waiting.held() == {key(1): 7}
+
+
+def test_a_part_that_does_not_come_leaves_its_place() -> None:
+    waiting = room()
+
+    def read() -> Part:
+        raise PeerLostError("the user is gone")
+
+    for _ in range(5):
+        with pytest.raises(PeerLostError):
+            waiting.admit(key(1), 7, read)
+    waiting.admit(key(1), 7, part)
+
+
+def test_a_service_that_ends_while_a_part_is_read_refuses_it() -> None:
+    waiting = room()
+
+    def read() -> Part:
+        waiting.close(ServiceEndedError("the service has ended"))
+        return part()
+
+    with pytest.raises(ServiceEndedError):
+        waiting.admit(key(1), 1, read)
+    assert waiting.held() == {}
 
 
 def test_threat_37_nobody_takes_all_the_room() -> None:
     waiting = room()
-    waiting.admit(key(1), 7, PART)
+    waiting.admit(key(1), 7, part)
     with pytest.raises(UsageError, match=r"7 images \(of 7\)"):
-        waiting.admit(key(2), 1, PART)
-    with pytest.raises(UsageError, match="ask again later"):
-        waiting.check_space(key(2), 1)
-    waiting.admit(key(2, b"v" * 32), 3, PART)
+        waiting.admit(key(2), 1, part)
+    waiting.admit(key(2, b"v" * 32), 3, part)
 
 
 def test_the_same_request_waits_once() -> None:
     waiting = room()
-    waiting.admit(key(1), 1, PART)
+    waiting.admit(key(1), 1, part)
     with pytest.raises(UsageError, match="fresh id"):
-        waiting.admit(key(1), 1, PART)
+        waiting.admit(key(1), 1, part)
 
 
 def test_a_reserved_request_cannot_be_withdrawn_until_it_is_put_off() -> None:
     waiting = room()
-    ticket = waiting.admit(key(1), 1, PART)
+    ticket = waiting.admit(key(1), 1, part)
     assert waiting.reserve([key(1), key(2)]) == {key(1): 1}
     waiting.withdraw(ticket, DeadlineError("too late"))
     assert not ticket.done.is_set()
@@ -77,9 +125,9 @@ def test_a_reserved_request_cannot_be_withdrawn_until_it_is_put_off() -> None:
 
 def test_withdrawing_an_old_ticket_leaves_a_new_one_of_the_same_key() -> None:
     waiting = room()
-    old = waiting.admit(key(1), 1, PART)
+    old = waiting.admit(key(1), 1, part)
     waiting.resolve(key(1), b"")
-    new = waiting.admit(key(1), 1, PART)
+    new = waiting.admit(key(1), 1, part)
     waiting.withdraw(old, DeadlineError("late"))
     assert waiting.held() == {key(1): 1}
     assert not new.done.is_set()
@@ -87,19 +135,19 @@ def test_withdrawing_an_old_ticket_leaves_a_new_one_of_the_same_key() -> None:
 
 def test_closing_refuses_all_that_wait_and_all_that_come() -> None:
     waiting = room()
-    ticket = waiting.admit(key(1), 1, PART)
+    ticket = waiting.admit(key(1), 1, part)
     waiting.reserve([key(1)])
     waiting.close(ServiceEndedError("the service has ended"))
     with pytest.raises(ServiceEndedError):
         ticket.outcome()
     with pytest.raises(ServiceEndedError, match="has ended"):
-        waiting.admit(key(2), 1, PART)
+        waiting.admit(key(2), 1, part)
 
 
 def test_a_part_that_comes_between_looking_and_sleeping_wakes_the_leader() -> None:
     waiting = room()
     seen = waiting.generation
-    waiting.admit(key(1), 1, PART)
+    waiting.admit(key(1), 1, part)
     sleeper = threading.Thread(target=waiting.wait_beyond, args=(seen, 60))
     sleeper.start()
     sleeper.join(5)
