@@ -41,6 +41,7 @@ class Limits:
     Attributes:
         max_connections: Connections that are through their handshake; more are closed. 1000 hospitals
             and their company fit.
+        reserved: Connections beyond these for parties, server and owner, whatever the others do.
         max_each: Connections under one certificate, so that nobody takes all.
         max_users: Connections of users together: the rest stays for parties, hospitals, server and owner.
         max_handshakes: Connections in their handshake; more wait in the kernel's queue.
@@ -51,6 +52,7 @@ class Limits:
     """
 
     max_connections: int = 1100
+    reserved: int = 128
     max_each: int = 64
     max_users: int = 512
     max_handshakes: int = 128
@@ -287,8 +289,10 @@ class Server:
         with self._lock:
             same = sum(other.fingerprint == peer.fingerprint for other in self._admitted)
             users = sum(other.role == Role.USER for other in self._admitted)
+            reserve = 0 if peer.role in {Role.USER, Role.HOSPITAL} else self.limits.reserved
+            most_in_all = self.limits.max_connections + reserve
             for count, most, whose in (
-                (len(self._admitted), self.limits.max_connections, ""),
+                (len(self._admitted), most_in_all, ""),
                 (same, self.limits.max_each, " under this certificate"),
                 (users if peer.role == Role.USER else 0, self.limits.max_users, " of users"),
             ):

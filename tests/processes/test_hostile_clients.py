@@ -235,6 +235,30 @@ def test_threat_37_one_user_cannot_take_every_connection(
         stack.enter_context(_connect(server, identities, "hospital-00"))
 
 
+def test_threat_37_places_are_kept_for_parties_server_and_owner(
+    start: Start, identities: dict[str, Identity]
+) -> None:
+    server = start(Limits(max_connections=1, reserved=1))
+    with _connect(server, identities), _connect(server, identities, "party-0"):
+        for who in ("hospital-00", "party-0"):
+            with pytest.raises(PeerLostError, match="try later"):
+                _connect(server, identities, who)
+
+
+def test_threat_38_a_hello_that_is_no_text_is_refused_like_other_garbage(
+    start: Start, identities: dict[str, Identity], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    server = start(Limits(handshake_s=2))
+    with _tls(server, identities) as sock:
+        payload = bytes.fromhex("81ab") + bytes(10) + b"\x80"
+        tag = step_tag(b"", "hello", "user", "party-0")
+        sock.sendall(struct.pack(">2sBBIQ8s", b"FS", 1, 0, len(payload), 0, tag) + payload)
+        assert _ends(sock, 5)
+    assert "a connection was refused: expected a hello" in caplog.text
+    assert "a handshake failed" not in caplog.text
+
+
 def test_threat_37_a_message_with_a_key_that_is_no_text_costs_one_error(
     start: Start, identities: dict[str, Identity]
 ) -> None:
