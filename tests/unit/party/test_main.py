@@ -85,6 +85,27 @@ def test_a_party_process_loads_neither_tensorflow_nor_flower() -> None:
         assert f"'{name}'" not in done.stdout
 
 
+def test_threat_31_core_dumps_are_off_before_a_key_is_read(tmp_path: Path) -> None:
+    code = f"""
+import resource
+from pathlib import Path
+from fedsec.errors import UsageError
+from fedsec.party.main import run
+from fedsec.transport import PartyConfig
+asked = []
+resource.setrlimit = lambda which, limits: asked.append((which == resource.RLIMIT_CORE, limits[0]))
+missing = Path({str(tmp_path / "missing")!r})
+try:
+    run(PartyConfig("party-0", missing, missing, missing))
+except UsageError:
+    print(asked)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[(True, 0)]"
+
+
 def test_where_a_party_cannot_listen_is_told(tmp_path: Path) -> None:
     config = PartyConfig("party-0", tmp_path, tmp_path, tmp_path)
     with (tmp_path / "plain").open("w") as plain, pytest.raises(UsageError, match="cannot listen at desc"):
