@@ -8,7 +8,7 @@ from math import prod
 
 import numpy as np
 
-from fedsec.errors import ProtocolError
+from fedsec.errors import ProtocolError, UsageError
 from fedsec.nn import Plan, Weights, encode_weights
 from fedsec.ring import RingArray
 from fedsec.serving.parts import Part
@@ -31,7 +31,10 @@ def plan_from_wire(text: bytes, digest: bytes) -> Plan:
     """
     if not hmac.compare_digest(hashlib.sha256(text).digest(), digest):
         raise ProtocolError("expected a plan with the digest that came beside it, got another: it is refused")
-    plan = Plan.from_json(text)
+    try:
+        plan = Plan.from_json(text)
+    except RecursionError as error:
+        raise UsageError("this is no plan of fedsec: it is nested too deeply") from error
     if plan.to_json() != text:
         raise ProtocolError("expected a plan in its canonical encoding, got another: it is refused")
     return plan

@@ -76,6 +76,12 @@ def test_a_plan_of_random_bytes_is_refused(data: bytes) -> None:
         weights.plan_from_wire(data, hashlib.sha256(data).digest())
 
 
+def test_threat_38_a_deeply_nested_plan_is_refused() -> None:
+    data = b'{"layers":[{"x":' + b"[" * 100_000
+    with pytest.raises(FedsecError, match="nested too deeply"):
+        weights.plan_from_wire(data, hashlib.sha256(data).digest())
+
+
 def test_a_plan_with_another_digest_or_encoding_is_refused(model: tuple) -> None:
     text, digest = weights.plan_to_wire(model[0])
     assert weights.plan_from_wire(text, digest) == model[0]

@@ -95,7 +95,7 @@ def test_a_service_that_ends_while_a_part_is_read_refuses_it() -> None:
 
 
 def test_threat_37_nobody_takes_all_the_room() -> None:
-    waiting = room()
+    waiting = WaitingRoom(max_images=100, max_per_user=3, max_images_per_user=7)
     waiting.admit(key(1), 7, part)
     with pytest.raises(UsageError, match=r"7 images \(of 7\)"):
         waiting.admit(key(2), 1, part)
