@@ -285,3 +285,13 @@ def test_usage_errors_travel_with_their_narrow_class(served: Connect) -> None:
     channel = served(Route(Ask, frozenset({Role.HOSPITAL}), fail))
     with pytest.raises(UsageError, match="party-0: no"):
         call(channel, Ask(1), Told, deadline=_soon())
+
+
+@pytest.mark.parametrize("message", [b"\x81\xab" + bytes(10) + b"\x80", b"\x81\xa1x" + b"\x91" * 100_000])
+def test_threat_38_what_msgspec_does_not_wrap_costs_one_request(served: Connect, message: bytes) -> None:
+    """A key that is no UTF-8, and deep nesting: the sender is told, and the connection stays usable."""
+    channel = served(ECHO)
+    channel.send("ask/request", bytes(8) + message, _soon())
+    reply = channel.receive("ask/reply", max_bytes=10_000, deadline=_soon())
+    assert b"expected a Ask" in reply
+    assert call(channel, Ask(1), Told, deadline=_soon())[0] == Told(2)
