@@ -26,6 +26,9 @@ from fedsec.transport.server import Server
 
 logger = logging.getLogger(__name__)
 
+_OPEN_FILES = 8192
+"""A connection takes up to two descriptors, a part on disk one: several times the server's own limits."""
+
 
 def run(config: PartyConfig, listen_fd: int | None = None, watch_stdin: bool = False) -> int:
     """Be a party until SIGTERM, SIGINT, or the launcher is gone; the process is to exit afterwards.
@@ -49,6 +52,7 @@ def run(config: PartyConfig, listen_fd: int | None = None, watch_stdin: bool = F
     """
     _keep_secrets_in_memory()
     _log_to_stderr(config)
+    _allow_connections()
     identity, cluster = Identity.load(config.identity), ClusterFile.load(config.cluster)
     check_place(config.name, identity, cluster)
     bell = _bell_on_signals()
@@ -118,6 +122,14 @@ def _keep_secrets_in_memory() -> None:
     """Let no crash write shares and keys into a core file."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
+def _allow_connections() -> None:
+    """Raise the soft limit of open files, often 1024: the server's limit of connections is to decide."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < _OPEN_FILES and soft != resource.RLIM_INFINITY:
+        most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _log_to_stderr(config: PartyConfig) -> None:

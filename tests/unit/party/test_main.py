@@ -103,7 +103,28 @@ except UsageError:
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
-    assert done.stdout.strip() == "[(True, 0)]"
+    assert done.stdout.splitlines()[0].startswith("[(True, 0)")
+
+
+def test_threat_37_a_shells_low_limit_of_open_files_is_raised(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    code = f"""
+import resource
+from pathlib import Path
+from fedsec.errors import UsageError
+from fedsec.party.main import run
+from fedsec.transport import PartyConfig
+missing = Path({missing!r})
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 4096))
+try:
+    run(PartyConfig("party-0", missing, missing, missing))
+except UsageError:
+    print(resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "(4096, 4096)"
 
 
 def test_where_a_party_cannot_listen_is_told(tmp_path: Path) -> None:
