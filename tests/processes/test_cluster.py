@@ -59,8 +59,10 @@ STUBBORN = (
 )
 
 LAUNCHER = """
-import sys, time
+import signal, sys, time
 from fedsec.cluster.cluster import Cluster
+# A test run in the background of a shell passes on that SIGINT is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     with Cluster.local(sys.argv[1], command=[sys.executable, sys.argv[2]]) as cluster:
         print(*cluster.pids().values(), flush=True)
