@@ -33,7 +33,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("party", "the file that `fedsec party --config` reads", _party_options, _party),
         ("trust", "a hospital's trust file", _trust_options, _trust),
     ):
-        command = commands.add_parser(name, help=summary, description=f"Make {summary}.")
+        command = commands.add_parser(
+            name, help=summary, description=f"{'Show' if name == 'show' else 'Make'} {summary}."
+        )
         options(command)
         command.set_defaults(make=make)
 

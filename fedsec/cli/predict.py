@@ -23,7 +23,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", type=Path, metavar="FILE", help="where the parties are, and their keys")
     parser.add_argument("--identity", type=Path, metavar="FILE", help="the user's identity")
     images = parser.add_mutually_exclusive_group()
-    images.add_argument("--test-index", type=int, nargs="+", metavar="I", help="MNIST test images, by number")
+    images.add_argument(
+        "--test-index",
+        type=int,
+        nargs="+",
+        metavar="I",
+        help="MNIST test images, by number; with RUN the default is 0 1 2",
+    )
     images.add_argument(
         "--image", type=Path, nargs="+", metavar="FILE", help="pictures of digits, light on dark"
     )
@@ -46,6 +52,8 @@ def run(options: argparse.Namespace) -> int:
         cluster, identity = run_credentials(options.run_folder)
     elif options.cluster is None or options.identity is None:
         raise UsageError("expected RUN, or --cluster FILE and --identity FILE: who to ask, and who is asking")
+    elif not (options.image or options.test_index):
+        raise UsageError("expected --image FILE or --test-index I: what to ask about")
     else:
         cluster, identity = options.cluster, options.identity
     images = (

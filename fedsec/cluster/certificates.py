@@ -82,8 +82,8 @@ class Authority:
             key = load_pem_private_key((folder / _KEY).read_bytes(), password=None)
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"expected {_CERTIFICATE} and {_KEY} of an authority in {folder}: {type(error).__name__}; "
-                "make one with `fedsec keys`"
+                f"expected {_CERTIFICATE} and {_KEY} of an authority in {folder}, which cannot be "
+                "read; `fedsec keys authority` makes one"
             ) from error
         if not isinstance(key, Ed25519PrivateKey):
             raise UsageError(f"expected an Ed25519 key in {folder / _KEY}, got {type(key).__name__}")

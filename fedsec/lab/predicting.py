@@ -88,7 +88,9 @@ def _connected(cluster: Path, identity: Path, wait_s: float) -> Client:
         try:
             # The file is read anew each time: a service that starts writes its ports into it.
             return Client.connect(cluster, identity)
-        except (PeerLostError, ServiceEndedError):
+        except (PeerLostError, ServiceEndedError) as error:
             if time.monotonic() >= end:
-                raise
+                raise type(error)(
+                    f"{error}. Is the model being served? `fedsec serve` starts that"
+                ) from error
             time.sleep(_LOOK_S)

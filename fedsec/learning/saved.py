@@ -39,6 +39,8 @@ def load_keras(path: Path | str) -> keras.Model:
         UnsupportedModelError: If it refers to code outside of Keras, or to a Lambda.
     """
     file = Path(path)
+    if not file.exists():
+        raise UsageError(f"there is no run folder and no model file at {file}")
     if file.suffix not in {".keras", ".h5"} or not file.is_file():
         raise UsageError(
             f"expected a model saved as .keras or .h5, got {file}: save it with model.save(path)"
@@ -49,7 +51,7 @@ def load_keras(path: Path | str) -> keras.Model:
         return keras.models.load_model(file, compile=False, safe_mode=True)
     except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise UsageError(
-            f"{file} cannot be loaded as a saved Keras model ({type(error).__name__})"
+            f"{file} cannot be loaded: it is damaged, or model.save did not write it ({type(error).__name__})"
         ) from error
 
 

@@ -29,7 +29,8 @@ def test_predict_wants_files_that_are_there(capsys: pytest.CaptureFixture[str], 
     credentials = ("predict", "--cluster", tmp_path / "c.toml", "--identity", tmp_path / "u.pem")
     assert "cannot be read as a picture" in refused(capsys, *credentials, "--image", tmp_path / "no.png")
     assert "test images 0 to 9999, got 10000" in refused(capsys, *credentials, "--test-index", 10_000)
-    assert "c.toml" in refused(capsys, *credentials)
+    assert "what to ask about" in refused(capsys, *credentials)
+    assert "c.toml" in refused(capsys, *credentials, "--test-index", 0)
 
 
 def test_serve_refuses_what_does_not_go_together(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -38,7 +39,9 @@ def test_serve_refuses_what_does_not_go_together(capsys: pytest.CaptureFixture[s
     together = ("serve", tmp_path, "--cluster", "c.toml", "--identity", "o.pem", "--ports", 1, 2, 3)
     assert "--ports is for parties started here" in refused(capsys, *together)
     assert "not the folder of a run" in refused(capsys, "serve", tmp_path)
-    assert "expected a model saved as .keras or .h5" in refused(capsys, "serve", tmp_path / "missing.txt")
+    assert "no run folder and no model file" in refused(capsys, "serve", tmp_path / "missing")
+    (tmp_path / "model.txt").write_text("nothing of the kind")
+    assert "expected a model saved as .keras or .h5" in refused(capsys, "serve", tmp_path / "model.txt")
 
 
 def test_serve_wants_one_port_a_party(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

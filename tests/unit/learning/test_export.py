@@ -204,9 +204,11 @@ def test_own_losses_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_what_is_no_saved_model_is_refused(tmp_path: Path) -> None:
-    for name in ("model.txt", "missing.keras"):
-        with pytest.raises(UsageError, match=r"model\.save"):
-            load_keras(tmp_path / name)
+    with pytest.raises(UsageError, match="no run folder and no model file"):
+        load_keras(tmp_path / "missing.keras")
+    (tmp_path / "model.txt").write_text("nothing of the kind")
+    with pytest.raises(UsageError, match=r"model\.save"):
+        load_keras(tmp_path / "model.txt")
     for name in ("broken.keras", "broken.h5"):
         (tmp_path / name).write_bytes(b"nothing of the kind")
         with pytest.raises(UsageError, match="cannot be loaded"):
