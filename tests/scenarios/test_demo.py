@@ -217,9 +217,8 @@ def test_asking_when_nobody_serves_is_one_line_and_an_exit_code(demo: Demo, tmp_
 def test_a_role_that_may_not_ask_is_refused(demo: Demo, tmp_path: Path) -> None:
     cluster, keys = demo.folder / "cluster.toml", demo.folder / "keys"
     with serving(tmp_path, demo.folder):
-        asked = run_fedsec(
-            "predict", "--cluster", cluster, "--identity", keys / "hospital-00.pem", cwd=tmp_path
-        )
+        credentials = ("--cluster", cluster, "--identity", keys / "hospital-00.pem")
+        asked = run_fedsec("predict", *credentials, "--test-index", 0, cwd=tmp_path)
     assert asked.returncode == 4
     assert asked.stderr.count("\n") == 1
 
