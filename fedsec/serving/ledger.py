@@ -96,9 +96,22 @@ class Ledger:
             self._db.execute("COMMIT")
 
     def open_service(
-        self, service: bytes, model: bytes, *, num_requests: int | None, quota: int | None
+        self,
+        service: bytes,
+        model: bytes,
+        *,
+        num_requests: int | None,
+        quota: int | None,
+        answered: int = 0,
     ) -> ServiceBook:
         """Enter a new service and return its book.
+
+        Args:
+            service: a fresh id.
+            model: which model; quotas belong to it.
+            num_requests: images that the service may answer.
+            quota: images that one certificate may ask of the model.
+            answered: images that earlier runs of the service have answered.
 
         Raises:
             UsageError: a service of this id ran before; its session must not come back.
@@ -107,7 +120,8 @@ class Ledger:
         with self._transaction() as db:
             if db.execute("SELECT 1 FROM service WHERE id = ?", (service,)).fetchone() is not None:
                 raise UsageError("a service of this id ran here before: draw a fresh id for every service")
-            db.execute("INSERT INTO service VALUES (?, ?, ?, ?, 0)", (service, model, num_requests, quota))
+            row = (service, model, num_requests, quota, answered)
+            db.execute("INSERT INTO service VALUES (?, ?, ?, ?, ?)", row)
         return ServiceBook(self, service, model, num_requests, quota)
 
     def read_one(self, query: str, values: tuple[bytes, ...]) -> int | None:

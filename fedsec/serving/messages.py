@@ -25,8 +25,18 @@ MAX_COUNT = 2**53
 Id = Annotated[bytes, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 ImageCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_IMAGES)]
 PlanBytes = Annotated[bytes, msgspec.Meta(max_length=262_144)]
+
+Reveal = Literal["logits", "probabilities", "label", "top3"]
+"""What a request opens to its sender, and to nobody else."""
+
+Reveals = Annotated[tuple[Reveal, ...], msgspec.Meta(min_length=1, max_length=4)]
+"""What the owner of a model allows to be opened."""
+
+Mode = Literal["dealt", "plain"]
+"""How the parties compute: with correlated randomness dealt ahead, or without."""
 
 State = Literal["idle", "starting", "serving", "ended", "stopped", "failed"]
 """Life of a service: ``ended`` has answered its number, ``stopped`` was asked to, ``failed`` broke."""
@@ -72,13 +82,31 @@ class Serve(Message, frozen=True, tag="serve"):
     """Owner to party: link up with the other two and answer predictions.
 
     ``num_requests`` counts images answered by this service before it ends by itself; ``quota``
-    counts images charged to one certificate over the model's life. ``None`` means no limit.
+    counts images charged to one certificate over the model's life. ``None`` means no limit. ``answered``
+    images were answered by earlier runs of a service that is resumed: they count against its number.
     """
 
     service: Id
     model: Id
     num_requests: Limit | None = None
     quota: Limit | None = None
+    answered: Count = 0
+    mode: Mode = "dealt"
+    reveals: Reveals = ("logits",)
+
+
+class ReadCount(Message, frozen=True, tag="read_count"):
+    """Owner to party: how many images did this service answer, also before your last restart?"""
+
+    service: Id
+
+
+class ServiceCount(Message, frozen=True, tag="service_count"):
+    """What the party's ledger says of a service; ``known`` is false if it never ran here."""
+
+    service: Id
+    known: bool
+    answered: int = 0
 
 
 class ReadStatus(Message, frozen=True, tag="read_status"):
@@ -92,14 +120,26 @@ class StopService(Message, frozen=True, tag="stop_service"):
 
 
 class Status(Message, frozen=True, tag="status"):
-    """What a party says of its newest service; ``text`` and ``code`` tell why one failed."""
+    """What a party says of its newest service; ``text`` and ``code`` tell why one failed.
+
+    ``since`` is the UNIX time in seconds at which the service began; ``waiting`` counts requests in
+    line, ``prepared`` images for which correlated randomness lies ready. ``by_owner`` tells a service
+    that its owner has stopped from one that a party has left.
+    """
 
     state: State
     models: tuple[Id, ...] = ()
     service: Id | None = None
     model: Id | None = None
     num_requests: int | None = None
+    quota: int | None = None
+    mode: Mode | None = None
+    reveals: tuple[Reveal, ...] = ()
     answered: int = 0
+    waiting: int = 0
+    prepared: int = 0
+    since: float | None = None
+    by_owner: bool = False
     code: str = ""
     text: str = ""
 
@@ -128,6 +168,8 @@ class Description(Message, frozen=True, tag="description"):
     model: Id
     plan: PlanBytes
     digest: Digest
+    mode: Mode = "dealt"
+    reveals: Reveals = ("logits",)
 
 
 class Query(Message, frozen=True, tag="query"):
@@ -136,22 +178,25 @@ class Query(Message, frozen=True, tag="query"):
     service: Id
     request: Id
     images: ImageCount
+    reveal: Reveal = "logits"
 
 
 class Answer(Message, frozen=True, tag="answer"):
-    """Party to user: the body is this party's additive share of the logits, re-randomised."""
+    """Party to user: the body is this party's additive share of what is revealed, re-randomised."""
 
     request: Id
     images: ImageCount
     fraction_bits: Annotated[int, msgspec.Meta(ge=0, le=64)]
+    reveal: Reveal = "logits"
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One request as the parties talk of it: whose, which, how many images."""
+    """One request as the parties talk of it: whose, which, how many images, what is revealed."""
 
     fingerprint: Digest
     request: Id
     images: ImageCount
+    reveal: Reveal = "logits"
 
 
 class Ballot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

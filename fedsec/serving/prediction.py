@@ -163,13 +163,20 @@ class PredictionService:
             held.sharing,
             message.num_requests,
             message.quota,
+            message.answered,
+            message.mode,
+            message.reveals,
             self._parties,
         )
         with self._lock:
             if self._service is not None and not self._service.over:
                 raise UsageError("a service is running here: stop it first, one is served at a time")
             book = self._ledger.open_service(
-                message.service, message.model, num_requests=message.num_requests, quota=message.quota
+                message.service,
+                message.model,
+                num_requests=message.num_requests,
+                quota=message.quota,
+                answered=message.answered,
             )
             service = self._service = RunningService(
                 self.party_id,
@@ -288,12 +295,25 @@ class PredictionService:
                 model=service.held.model,
                 plan=service.held.plan_bytes,
                 digest=service.held.digest,
+                mode=service.terms.mode,
+                reveals=service.terms.reveals,
             )
         )
 
     def _query_bytes(self, message: Query) -> int:
-        """Exact length of this party's part of a request."""
-        plan = self._current(message.service).held.plan
+        """Exact length of this party's part of a request.
+
+        Raises:
+            TrustError: the owner does not allow to reveal this; the part is not read then.
+            UsageError: more images than a request may have.
+        """
+        service = self._current(message.service)
+        plan = service.held.plan
+        if message.reveal not in service.terms.reveals:
+            raise TrustError(
+                f"reveal={message.reveal!r} is not allowed here: the owner allows "
+                f"{', '.join(service.terms.reveals)}; nothing was charged"
+            )
         if message.images > most_images(plan):
             raise UsageError(
                 f"a request for this model may have {most_images(plan)} images, this one has {message.images}"
@@ -324,7 +344,12 @@ class PredictionService:
                     "it was charged"
                 )
         return Reply(
-            Answer(request=message.request, images=message.images, fraction_bits=plan.output_fraction_bits),
+            Answer(
+                request=message.request,
+                images=message.images,
+                fraction_bits=plan.output_fraction_bits,
+                reveal=message.reveal,
+            ),
             ticket.outcome(),
         )
 

@@ -24,7 +24,7 @@ from fedsec.serving.consistency import compare_weights
 from fedsec.serving.ledger import ServiceBook
 from fedsec.serving.limits import Limits, most_images
 from fedsec.serving.loop import ServiceLoop, Table
-from fedsec.serving.messages import State, Status
+from fedsec.serving.messages import Mode, Reveal, State, Status
 from fedsec.serving.shelf import HeldModel
 from fedsec.serving.waiting import WaitingRoom
 from fedsec.sharing.replicated import RepShare
@@ -43,15 +43,18 @@ class Terms:
     sharing: bytes
     num_requests: int | None
     quota: int | None
+    answered: int
+    mode: Mode
+    reveals: tuple[Reveal, ...]
     parties: tuple[Endpoint, ...]
 
     def digest(self) -> bytes:
         """Return SHA-256 over the terms in one canonical encoding; it names the session of the links."""
         parties = [(party.name, party.public_key) for party in self.parties]
-        told = ("fedsec serving terms v1", self.service, self.model, self.plan_digest, self.sharing)
-        return hashlib.sha256(
-            msgspec.msgpack.encode((*told, self.num_requests, self.quota, parties))
-        ).digest()
+        ids = (self.service, self.model, self.plan_digest, self.sharing)
+        limits = (self.num_requests, self.quota, self.answered)
+        told = ("fedsec serving terms v2", *ids, *limits, self.mode, self.reveals, parties)
+        return hashlib.sha256(msgspec.msgpack.encode(told)).digest()
 
 
 LinkUp = Callable[[Deadline], tuple[Channel, Channel]]
@@ -144,6 +147,9 @@ class RunningService:
             service=self.terms.service,
             model=self.terms.model,
             num_requests=self.terms.num_requests,
+            quota=self.terms.quota,
+            mode=self.terms.mode,
+            reveals=self.terms.reveals,
             answered=self.book.answered(),
             code="" if error is None else error.code,
             text="" if error is None else str(error),
