@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from fedsec.errors import UsageError
 from fedsec.learning.backend import keras
+
+_DIGITS = (28, 28, 1)
+"""Of one MNIST image; every network here takes it and tells ten classes apart."""
 
 
 def short_conv(filters: Sequence[int] = (10, 32, 64), *, softmax: bool = True) -> keras.Sequential:
@@ -18,28 +23,138 @@ def short_conv(filters: Sequence[int] = (10, 32, 64), *, softmax: bool = True) -
         filters: Filters of each convolution; the tutorials use (10, 32, 64) and (16, 32, 64).
         softmax: Whether the last layer gives probabilities (True) or logits.
     """
-    layers = [keras.Input((28, 28, 1))]
+    layers = [keras.Input(_DIGITS)]
     for count in filters:
         layers += [keras.layers.Conv2D(count, 3), keras.layers.AveragePooling2D(2), keras.layers.ReLU()]
     layers += [keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax" if softmax else None)]
     return keras.Sequential(layers, name="short-conv")
 
 
-_BY_NAME = {"short-conv": short_conv}
+def tf_privacy() -> keras.Sequential:
+    """Return the convolutional network of TensorFlow Privacy's MNIST tutorial, not trained; it gives logits.
+
+    Large kernels with stride 2, and max pooling whose windows overlap.
+    """
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input(_DIGITS),
+            layers.Conv2D(16, 8, strides=2, padding="same", activation="relu"),
+            layers.MaxPooling2D(2, 1),
+            layers.Conv2D(32, 4, strides=2, activation="relu"),
+            layers.MaxPooling2D(2, 1),
+            layers.Flatten(),
+            layers.Dense(32, activation="relu"),
+            layers.Dense(10),
+        ],
+        name="tf-privacy",
+    )
 
 
-def by_name(name: str, *, seed: int | None = None) -> keras.Sequential:
+def lenet_5() -> keras.Sequential:
+    """Return LeNet-5 with tanh and average pooling, not trained; it gives probabilities.
+
+    The paper's ten radial basis functions at the end are a dense layer here, and every feature map of the
+    second convolution sees all of the first, as in most reimplementations.
+
+    Source: LeCun et al. 1998, Gradient-based learning applied to document recognition, section II.B.
+    """
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input(_DIGITS),
+            # The paper pads the digits to 32x32.
+            layers.Conv2D(6, 5, padding="same", activation="tanh"),
+            layers.AveragePooling2D(2),
+            layers.Conv2D(16, 5, activation="tanh"),
+            layers.AveragePooling2D(2),
+            layers.Flatten(),
+            layers.Dense(120, activation="tanh"),
+            layers.Dense(84, activation="tanh"),
+            layers.Dense(10, activation="softmax"),
+        ],
+        name="lenet-5",
+    )
+
+
+def mlp(hidden: Sequence[int] = (128, 128)) -> keras.Sequential:
+    """Return dense layers with relu between, not trained; it gives probabilities.
+
+    Args:
+        hidden: Units of each layer before the last.
+    """
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input(_DIGITS),
+            layers.Flatten(),
+            *(layers.Dense(units, activation="relu") for units in hidden),
+            layers.Dense(10, activation="softmax"),
+        ],
+        name="mlp",
+    )
+
+
+def small_resnet() -> keras.Model:
+    """Return a residual network with batch normalisation, not trained; it gives logits.
+
+    A convolution with stride 2, one block that keeps the size and one that halves it, the mean over the image
+    and a dense layer: 20 thousand parameters.
+
+    Source: He et al. 2016, Deep residual learning for image recognition, the building block of figure 2 and
+    the projection shortcut of section 3.3.
+    """
+    layers = keras.layers
+    digits = keras.Input(_DIGITS)
+    x = _normalised(digits, 16, strides=2)
+    x = layers.ReLU()(x)
+    x = _residual(x, 16, strides=1)
+    x = _residual(x, 32, strides=2)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(digits, layers.Dense(10)(x), name="small-resnet")
+
+
+def _normalised(x: Any, filters: int, *, strides: int, size: int = 3) -> Any:
+    # The bias would be taken out again by the normalisation.
+    x = keras.layers.Conv2D(filters, size, strides=strides, padding="same", use_bias=False)(x)
+    return keras.layers.BatchNormalization()(x)
+
+
+def _residual(x: Any, filters: int, *, strides: int) -> Any:
+    y = keras.layers.ReLU()(_normalised(x, filters, strides=strides))
+    y = _normalised(y, filters, strides=1)
+    shortcut = x if strides == 1 else _normalised(x, filters, strides=strides, size=1)
+    return keras.layers.ReLU()(keras.layers.Add()([y, shortcut]))
+
+
+_BY_NAME: Mapping[str, Callable[[], keras.Model]] = {
+    "lenet-5": lenet_5,
+    "mlp": mlp,
+    "short-conv": short_conv,
+    "short-conv-16": partial(short_conv, (16, 32, 64)),
+    "short-conv-16-logits": partial(short_conv, (16, 32, 64), softmax=False),
+    "short-conv-logits": partial(short_conv, softmax=False),
+    "small-resnet": small_resnet,
+    "tf-privacy": tf_privacy,
+}
+
+NAMES = tuple(sorted(_BY_NAME))
+"""All that ``by_name`` knows."""
+
+
+def by_name(name: str, *, seed: int | None = None) -> keras.Model:
     """Return a fresh network.
 
     Args:
-        name: As in a scenario's ``training.model``.
+        name: One of ``NAMES``. The endings of short-conv: ``-16`` has 16, 32 and 64 filters instead of 10, 32
+            and 64, ``-logits`` has no softmax at the end.
         seed: Fixes the first parameters; by default Keras draws them.
 
     Raises:
         UsageError: If there is no network of that name.
     """
     if name not in _BY_NAME:
-        raise UsageError(f"no model is called {name!r}; known: {', '.join(sorted(_BY_NAME))}")
+        raise UsageError(f"no model is called {name!r}; known: {', '.join(NAMES)}")
     if seed is not None:
         keras.utils.set_random_seed(seed % 2**32)
     return _BY_NAME[name]()

@@ -1,0 +1,38 @@
+"""The networks by name are those of their sources."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedsec.learning import models
+from fedsec.learning.backend import keras
+
+PARAMETERS = {
+    "short-conv": 100 + 2_912 + 18_496 + 650,
+    "short-conv-16": 160 + 4_640 + 18_496 + 650,
+    # (8*8*1+1)*16, (4*4*16+1)*32, 4x4x32 values to 32 units, 32 to 10: 26,010 as in TF Privacy's tutorial.
+    "tf-privacy": 1_040 + 8_224 + 16_416 + 330,
+    # (25+1)*6, (25*6+1)*16, then 400 - 120 - 84 - 10.
+    "lenet-5": 156 + 2_416 + 48_120 + 10_164 + 850,
+    "mlp": 785 * 128 + 129 * 128 + 1_290,
+    # Kernels; 4 numbers a filter of the normalisations, three of 16 and three of 32; dense.
+    "small-resnet": 144 + 2 * 2_304 + 4_608 + 9_216 + 512 + 4 * (3 * 16 + 3 * 32) + 330,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_network_has_the_parameters_of_its_source(name: str) -> None:
+    assert models.by_name(name).count_params() == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_every_network_takes_digits_and_tells_ten_classes(name: str) -> None:
+    model = models.by_name(name, seed=7)
+
+    assert (model.input_shape, model.output_shape) == ((None, 28, 28, 1), (None, 10))
+    answers = model(np.full((2, 28, 28, 1), 0.5, dtype=np.float32)).numpy()
+    probabilities = np.allclose(answers.sum(axis=1), 1) and answers.min() >= 0
+    last = getattr(model.layers[-1], "activation", None)
+    assert probabilities == (last is keras.activations.softmax)
+    assert name.endswith("-logits") <= (not probabilities)
