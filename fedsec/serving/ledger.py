@@ -1,11 +1,11 @@
-"""The durable book of charges of one party: who asked for how much, across restarts.
+"""The durable book of charges of one party: who asked for how much, when, across restarts.
 
 A charge is committed (SQLite, WAL, ``synchronous=FULL``) before the batch is computed, so a crash
 can lose an answer but never a charge. A charge whose output this party never gave out is *voided*:
 it frees the service's count of answers, because no one can reconstruct without this party's share,
 but it stays charged to the certificate. What a crash leaves behind counts as answered.
 
-The file holds fingerprints, ids and counts; no share, key, image or weight.
+The file holds names, fingerprints, ids, times and counts; no share, key, image, answer or weight.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedsec.errors import StateError, UsageError
 from fedsec.serving.agreement import RequestKey, key_of
-from fedsec.serving.messages import Entry
+from fedsec.serving.messages import Entry, QueryRecord
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS service (
@@ -29,12 +29,16 @@ CREATE TABLE IF NOT EXISTS service (
 CREATE TABLE IF NOT EXISTS usage (
     model BLOB, fingerprint BLOB, images INTEGER NOT NULL, PRIMARY KEY (model, fingerprint)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS charge (
-    model BLOB, fingerprint BLOB, request BLOB, service BLOB NOT NULL, images INTEGER NOT NULL,
-    void INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (model, fingerprint, request)
+CREATE TABLE IF NOT EXISTS holder (
+    fingerprint BLOB PRIMARY KEY, name TEXT NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS charge (
+    number INTEGER PRIMARY KEY, at REAL NOT NULL, model BLOB NOT NULL, fingerprint BLOB NOT NULL,
+    request BLOB NOT NULL, service BLOB NOT NULL, images INTEGER NOT NULL, reveal TEXT NOT NULL,
+    void INTEGER NOT NULL DEFAULT 0, UNIQUE (model, fingerprint, request)
+);
 """
-_VERSION = 1
+_VERSION = 2
 
 
 class Ledger:
@@ -71,8 +75,8 @@ class Ledger:
                 self._db.execute(f"PRAGMA user_version={_VERSION}")
                 return
         raise StateError(
-            f"the ledger {self.path} is damaged or of version {version}, not {_VERSION}: "
-            "the party serves nothing before it is restored, since quotas would be forgotten"
+            f"the ledger {self.path} is damaged or of version {version}, not {_VERSION}: the party serves "
+            "nothing with it, since quotas would be forgotten; restore it, or put it aside to count anew"
         )
 
     @contextlib.contextmanager
@@ -90,10 +94,12 @@ class Ledger:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                # A commit that failed may have ended the transaction by itself.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     def open_service(
         self,
@@ -130,27 +136,56 @@ class Ledger:
             row = self._db.execute(query, values).fetchone()
         return None if row is None else int(row[0])
 
+    def answered(self, service: bytes) -> int | None:
+        """Images answered by a service; None if it never ran here."""
+        return self.read_one("SELECT answered FROM service WHERE id = ?", (service,))
+
+    def queries(self, before: int | None, most: int) -> list[QueryRecord]:
+        """Return the newest charges, the last one first.
+
+        Args:
+            before: only those with a lower number; all by default.
+            most: how many.
+        """
+        query = (
+            "SELECT number, at, COALESCE(name, ''), fingerprint, model, images, reveal, NOT void"
+            " FROM charge LEFT JOIN holder USING (fingerprint)"
+            " WHERE ? IS NULL OR number < ? ORDER BY number DESC LIMIT ?"
+        )
+        with self._lock, self._errors("read"):
+            rows = self._db.execute(query, (before, before, most)).fetchall()
+        return [QueryRecord(*row[:-1], bool(row[-1])) for row in rows]
+
     def charge(self, book: ServiceBook, entries: Sequence[Entry]) -> None:
         """Charge a whole batch, durably; on error nothing of it is charged.
 
         Raises:
             StateError: an entry was charged before, or the disk refuses.
         """
+        now = time.time()
         with self._transaction() as db:
-            for entry in entries:
-                db.execute(
-                    "INSERT INTO charge VALUES (?, ?, ?, ?, ?, 0)",
-                    (book.model, entry.fingerprint, entry.request, book.service, entry.images),
-                )
-                db.execute(
-                    "INSERT INTO usage VALUES (?, ?, ?)"
-                    " ON CONFLICT DO UPDATE SET images = images + excluded.images",
-                    (book.model, entry.fingerprint, entry.images),
-                )
-                self._count(db, book, entry.images)
+            db.executemany(
+                "INSERT INTO charge VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, 0)",
+                [
+                    (now, book.model, one.fingerprint, one.request, book.service, one.images, one.reveal)
+                    for one in entries
+                ],
+            )
+            db.executemany(
+                "INSERT INTO usage VALUES (?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET images = images + excluded.images",
+                [(book.model, one.fingerprint, one.images) for one in entries],
+            )
+            db.executemany("INSERT INTO holder VALUES (?, ?) ON CONFLICT DO NOTHING", book.newcomers(entries))
+            self._count(db, book, sum(one.images for one in entries))
 
-    def void(self, book: ServiceBook, entries: Sequence[Entry]) -> None:
-        """Note that this party gave out no output share for these charged requests."""
+    def void(self, book: ServiceBook, entries: Sequence[Entry]) -> int:
+        """Note that this party gave out no output share for these charged requests.
+
+        Returns:
+            How many images that were.
+        """
+        images = 0
         with self._transaction() as db:
             for entry in entries:
                 cursor = db.execute(
@@ -158,8 +193,9 @@ class Ledger:
                     " WHERE model = ? AND fingerprint = ? AND request = ? AND void = 0",
                     (book.model, *key_of(entry)),
                 )
-                if cursor.rowcount == 1:
-                    self._count(db, book, -entry.images)
+                images += entry.images if cursor.rowcount == 1 else 0
+            self._count(db, book, -images)
+        return images
 
     @staticmethod
     def _count(db: sqlite3.Connection, book: ServiceBook, images: int) -> None:
@@ -172,15 +208,43 @@ class Ledger:
             self._db.close()
 
 
-@dataclass(frozen=True, slots=True)
 class ServiceBook:
-    """The charges of one service, as :class:`fedsec.serving.agreement.Book` asks for them."""
+    """The charges of one service, as :class:`fedsec.serving.agreement.Book` asks for them.
 
-    ledger: Ledger
-    service: bytes
-    model: bytes
-    num_requests: int | None
-    quota: int | None
+    Counts are kept in memory beside the file, which nobody else writes: a party's state belongs to one
+    process. They change only after the file has.
+
+    Args:
+        ledger: the party's.
+        service: the service's id.
+        model: the model's id.
+        num_requests: images that the service may answer; None means no limit.
+        quota: images that one certificate may ask of the model; None means no limit.
+    """
+
+    def __init__(
+        self, ledger: Ledger, service: bytes, model: bytes, num_requests: int | None, quota: int | None
+    ) -> None:
+        self.ledger = ledger
+        self.service = service
+        self.model = model
+        self.num_requests = num_requests
+        self.quota = quota
+        self._lock = threading.Lock()
+        self._answered = ledger.answered(service) or 0
+        self._usage: dict[bytes, int] = {}
+        self._names: dict[bytes, str] = {}
+        self._entered: set[bytes] = set()
+
+    def meet(self, fingerprint: bytes, name: str) -> None:
+        """Remember whose certificate this is, for the ledger's readers; written with its first charge."""
+        if fingerprint not in self._entered:
+            self._names[fingerprint] = name
+
+    def newcomers(self, entries: Sequence[Entry]) -> list[tuple[bytes, str]]:
+        """Return fingerprint and name of those whose name is not in the file yet."""
+        wanted = {one.fingerprint for one in entries} - self._entered
+        return [(one, self._names[one]) for one in wanted if one in self._names]
 
     def used(self, key: RequestKey) -> bool:
         """Whether this request was charged before, also by an earlier run of this party."""
@@ -189,23 +253,34 @@ class ServiceBook:
 
     def answered(self) -> int:
         """Images answered by this service; what a crash interrupted counts as answered."""
-        return self.ledger.read_one("SELECT answered FROM service WHERE id = ?", (self.service,)) or 0
+        return self._answered
 
     def left(self) -> int | None:
         """Images that the service may still answer; None means no limit."""
-        return None if self.num_requests is None else self.num_requests - self.answered()
+        return None if self.num_requests is None else self.num_requests - self._answered
 
     def left_for(self, fingerprint: bytes) -> int | None:
         """Images that this certificate may still ask for; None means no limit."""
         if self.quota is None:
             return None
-        query = "SELECT images FROM usage WHERE model = ? AND fingerprint = ?"
-        return max(0, self.quota - (self.ledger.read_one(query, (self.model, fingerprint)) or 0))
+        with self._lock:
+            if fingerprint not in self._usage:
+                query = "SELECT images FROM usage WHERE model = ? AND fingerprint = ?"
+                self._usage[fingerprint] = self.ledger.read_one(query, (self.model, fingerprint)) or 0
+            return max(0, self.quota - self._usage[fingerprint])
 
     def charge(self, entries: Sequence[Entry]) -> None:
         """Charge a whole batch, durably."""
-        self.ledger.charge(self, entries)
+        with self._lock:
+            self.ledger.charge(self, entries)
+            for entry in entries:
+                if entry.fingerprint in self._usage:
+                    self._usage[entry.fingerprint] += entry.images
+                if self._names.pop(entry.fingerprint, None) is not None:
+                    self._entered.add(entry.fingerprint)
+            self._answered += sum(entry.images for entry in entries)
 
     def void(self, entries: Sequence[Entry]) -> None:
         """Note that these charges were never answered by this party."""
-        self.ledger.void(self, entries)
+        with self._lock:
+            self._answered -= self.ledger.void(self, entries)

@@ -19,6 +19,9 @@ DIGEST_BYTES = 32
 MAX_IMAGES = 128
 """Images in one request. At 28 x 28 one such request is a body of 803 kB for the larger part."""
 
+MAX_LISTED = 1000
+"""Queries in one page of the ledger: about 100 kB."""
+
 MAX_COUNT = 2**53
 """Largest number of requests that a limit may name; stays exact in every language's JSON."""
 
@@ -107,6 +110,36 @@ class ServiceCount(Message, frozen=True, tag="service_count"):
     service: Id
     known: bool
     answered: int = 0
+
+
+class ReadLedger(Message, frozen=True, tag="read_ledger"):
+    """Owner to party: the newest queries, the last one first; ``before`` pages on to older ones."""
+
+    most: Annotated[int, msgspec.Meta(ge=1, le=MAX_LISTED)] = 20
+    before: Count | None = None
+
+
+class QueryRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One charged query: who, when, how much. ``name`` is empty if the party never learnt it.
+
+    ``at`` is the UNIX time in seconds of the charge by this party's clock. ``answered`` is false if this
+    party has given out nothing for it.
+    """
+
+    number: int
+    at: float
+    name: str
+    fingerprint: Digest
+    model: Id
+    images: ImageCount
+    reveal: Reveal
+    answered: bool
+
+
+class LedgerPage(Message, frozen=True, tag="ledger_page"):
+    """Queries from this party's ledger."""
+
+    queries: tuple[QueryRecord, ...]
 
 
 class ReadStatus(Message, frozen=True, tag="read_status"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from fedsec.errors import StateError, UsageError
 from fedsec.serving.agreement import RequestKey
-from fedsec.serving.ledger import Ledger
+from fedsec.serving.ledger import Ledger, ServiceBook
 from fedsec.serving.messages import Entry
 
 MODEL, SERVICE, USER = b"m" * 16, b"s" * 16, b"u" * 32
@@ -127,3 +128,50 @@ def test_threat_44_a_full_disk_fails_closed(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="missing"):
         Ledger(tmp_path / "missing" / "l")
+
+
+def test_a_page_of_the_ledger_says_who_when_how_much_and_what(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "l")
+    book = ledger.open_service(SERVICE, MODEL, num_requests=None, quota=None)
+    book.meet(USER, "anna")
+    before = time.time()
+    book.charge([Entry(USER, b"1" * 16, 2, "label"), entry(2, 3, b"x" * 32)])
+    book.void([entry(2, 3, b"x" * 32)])
+    unnamed, named = ledger.queries(None, 10)
+    assert (named.name, named.fingerprint, named.images, named.reveal) == ("anna", USER, 2, "label")
+    assert named.answered
+    assert before <= named.at <= time.time()
+    assert (unnamed.name, unnamed.images, unnamed.reveal, unnamed.answered) == ("", 3, "logits", False)
+    assert ledger.queries(unnamed.number, 10) == [named]
+    assert ledger.queries(None, 1) == [unnamed]
+
+
+def test_names_are_known_after_a_restart(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "l")
+    book = ledger.open_service(SERVICE, MODEL, num_requests=None, quota=None)
+    for number in range(2):
+        book.meet(USER, "anna")
+        book.charge([entry(number)])
+    ledger.close()
+    again = Ledger(tmp_path / "l")
+    again.open_service(b"t" * 16, MODEL, num_requests=None, quota=None).charge([entry(9)])
+    assert [query.name for query in again.queries(None, 9)] == ["anna"] * 3
+
+
+def test_a_resumed_service_counts_what_was_answered_before(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "l")
+    book = ledger.open_service(SERVICE, MODEL, num_requests=5, quota=None, answered=3)
+    book.charge([entry(1)])
+    assert (book.answered(), book.left(), ledger.answered(SERVICE)) == (4, 1, 4)
+    assert ledger.answered(b"never ran here.."[:16]) is None
+
+
+def test_counts_in_memory_are_those_of_the_file_after_a_failed_charge(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "l")
+    book = ledger.open_service(SERVICE, MODEL, num_requests=9, quota=9)
+    assert book.left_for(USER) == 9
+    book.charge([entry(1, 2)])
+    with pytest.raises(StateError):
+        book.charge([entry(2), entry(1)])
+    fresh = ServiceBook(ledger, SERVICE, MODEL, 9, 9)
+    assert (book.left(), book.left_for(USER)) == (fresh.left(), fresh.left_for(USER)) == (7, 7)
