@@ -18,6 +18,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
 from fedsec.errors import StateError, UsageError
 from fedsec.serving.agreement import RequestKey, key_of
 from fedsec.serving.messages import Entry, QueryRecord
@@ -26,19 +28,15 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS service (
     id BLOB PRIMARY KEY, model BLOB NOT NULL, num_requests INTEGER, quota INTEGER, answered INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS usage (
-    model BLOB, fingerprint BLOB, images INTEGER NOT NULL, PRIMARY KEY (model, fingerprint)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS holder (
-    fingerprint BLOB PRIMARY KEY, name TEXT NOT NULL
-) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS charge (
-    number INTEGER PRIMARY KEY, at REAL NOT NULL, model BLOB NOT NULL, fingerprint BLOB NOT NULL,
-    request BLOB NOT NULL, service BLOB NOT NULL, images INTEGER NOT NULL, reveal TEXT NOT NULL,
-    void INTEGER NOT NULL DEFAULT 0, UNIQUE (model, fingerprint, request)
+    number INTEGER PRIMARY KEY, at REAL NOT NULL, name TEXT NOT NULL, model BLOB NOT NULL,
+    fingerprint BLOB NOT NULL, request BLOB NOT NULL, service BLOB NOT NULL, images INTEGER NOT NULL,
+    reveal TEXT NOT NULL, void INTEGER NOT NULL DEFAULT 0, UNIQUE (model, fingerprint, request)
 );
 """
 _VERSION = 2
+_LOG_BYTES = 4 << 20
+"""SQLite starts over in its write-ahead log after 1,000 pages of 4 kB."""
 
 
 class Ledger:
@@ -73,11 +71,19 @@ class Ledger:
             if sound == "ok" and version in {0, _VERSION}:
                 self._db.executescript(_SCHEMA)
                 self._db.execute(f"PRAGMA user_version={_VERSION}")
+                self._stretch_log()
                 return
         raise StateError(
             f"the ledger {self.path} is damaged or of version {version}, not {_VERSION}: the party serves "
             "nothing with it, since quotas would be forgotten; restore it, or put it aside to count anew"
         )
+
+    def _stretch_log(self) -> None:
+        """Give the write-ahead log its full length now: a commit that extends it takes twice as long."""
+        self._db.execute("CREATE TABLE IF NOT EXISTS filler (bytes BLOB)")
+        self._db.execute("INSERT INTO filler VALUES (zeroblob(?))", (_LOG_BYTES,))
+        self._db.execute("DROP TABLE filler")
+        self._db.execute("PRAGMA wal_checkpoint(RESTART)")
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:
@@ -137,8 +143,17 @@ class Ledger:
         return None if row is None else int(row[0])
 
     def answered(self, service: bytes) -> int | None:
-        """Images answered by a service; None if it never ran here."""
-        return self.read_one("SELECT answered FROM service WHERE id = ?", (service,))
+        """Images answered by a service, those of its earlier runs included; None if it never ran here."""
+        return self.read_one(
+            "SELECT answered + (SELECT COALESCE(SUM(images), 0) FROM charge"
+            " WHERE charge.service = service.id AND NOT void) FROM service WHERE id = ?",
+            (service,),
+        )
+
+    def used_by(self, model: bytes, fingerprint: bytes) -> int:
+        """Images charged to a certificate for a model, over all services."""
+        query = "SELECT COALESCE(SUM(images), 0) FROM charge WHERE model = ? AND fingerprint = ?"
+        return self.read_one(query, (model, fingerprint)) or 0
 
     def queries(self, before: int | None, most: int) -> list[QueryRecord]:
         """Return the newest charges, the last one first.
@@ -148,13 +163,15 @@ class Ledger:
             most: how many.
         """
         query = (
-            "SELECT number, at, COALESCE(name, ''), fingerprint, model, images, reveal, NOT void"
-            " FROM charge LEFT JOIN holder USING (fingerprint)"
+            "SELECT number, at, name, fingerprint, model, images, reveal, NOT void FROM charge"
             " WHERE ? IS NULL OR number < ? ORDER BY number DESC LIMIT ?"
         )
         with self._lock, self._errors("read"):
             rows = self._db.execute(query, (before, before, most)).fetchall()
-        return [QueryRecord(*row[:-1], bool(row[-1])) for row in rows]
+        return [
+            QueryRecord(number, at, name, fingerprint, model, images, reveal, bool(answered))
+            for number, at, name, fingerprint, model, images, reveal, answered in rows
+        ]
 
     def charge(self, book: ServiceBook, entries: Sequence[Entry]) -> None:
         """Charge a whole batch, durably; on error nothing of it is charged.
@@ -163,21 +180,12 @@ class Ledger:
             StateError: an entry was charged before, or the disk refuses.
         """
         now = time.time()
+        rows = [
+            (now, book.name_of(fingerprint), book.model, fingerprint, request, book.service, images, reveal)
+            for fingerprint, request, images, reveal in map(msgspec.structs.astuple, entries)
+        ]
         with self._transaction() as db:
-            db.executemany(
-                "INSERT INTO charge VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, 0)",
-                [
-                    (now, book.model, one.fingerprint, one.request, book.service, one.images, one.reveal)
-                    for one in entries
-                ],
-            )
-            db.executemany(
-                "INSERT INTO usage VALUES (?, ?, ?)"
-                " ON CONFLICT DO UPDATE SET images = images + excluded.images",
-                [(book.model, one.fingerprint, one.images) for one in entries],
-            )
-            db.executemany("INSERT INTO holder VALUES (?, ?) ON CONFLICT DO NOTHING", book.newcomers(entries))
-            self._count(db, book, sum(one.images for one in entries))
+            db.executemany("INSERT INTO charge VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, 0)", rows)
 
     def void(self, book: ServiceBook, entries: Sequence[Entry]) -> int:
         """Note that this party gave out no output share for these charged requests.
@@ -194,13 +202,7 @@ class Ledger:
                     (book.model, *key_of(entry)),
                 )
                 images += entry.images if cursor.rowcount == 1 else 0
-            self._count(db, book, -images)
         return images
-
-    @staticmethod
-    def _count(db: sqlite3.Connection, book: ServiceBook, images: int) -> None:
-        """Change the number of images that the service has answered."""
-        db.execute("UPDATE service SET answered = answered + ? WHERE id = ?", (images, book.service))
 
     def close(self) -> None:
         """Close the file; nothing may be charged afterwards."""
@@ -234,17 +236,14 @@ class ServiceBook:
         self._answered = ledger.answered(service) or 0
         self._usage: dict[bytes, int] = {}
         self._names: dict[bytes, str] = {}
-        self._entered: set[bytes] = set()
 
     def meet(self, fingerprint: bytes, name: str) -> None:
-        """Remember whose certificate this is, for the ledger's readers; written with its first charge."""
-        if fingerprint not in self._entered:
-            self._names[fingerprint] = name
+        """Remember whose certificate this is, for the ledger's readers."""
+        self._names[fingerprint] = name
 
-    def newcomers(self, entries: Sequence[Entry]) -> list[tuple[bytes, str]]:
-        """Return fingerprint and name of those whose name is not in the file yet."""
-        wanted = {one.fingerprint for one in entries} - self._entered
-        return [(one, self._names[one]) for one in wanted if one in self._names]
+    def name_of(self, fingerprint: bytes) -> str:
+        """Return the name in a certificate; empty if none of its holders was met."""
+        return self._names.get(fingerprint, "")
 
     def used(self, key: RequestKey) -> bool:
         """Whether this request was charged before, also by an earlier run of this party."""
@@ -265,8 +264,7 @@ class ServiceBook:
             return None
         with self._lock:
             if fingerprint not in self._usage:
-                query = "SELECT images FROM usage WHERE model = ? AND fingerprint = ?"
-                self._usage[fingerprint] = self.ledger.read_one(query, (self.model, fingerprint)) or 0
+                self._usage[fingerprint] = self.ledger.used_by(self.model, fingerprint)
             return max(0, self.quota - self._usage[fingerprint])
 
     def charge(self, entries: Sequence[Entry]) -> None:
@@ -276,8 +274,6 @@ class ServiceBook:
             for entry in entries:
                 if entry.fingerprint in self._usage:
                     self._usage[entry.fingerprint] += entry.images
-                if self._names.pop(entry.fingerprint, None) is not None:
-                    self._entered.add(entry.fingerprint)
             self._answered += sum(entry.images for entry in entries)
 
     def void(self, entries: Sequence[Entry]) -> None:

@@ -110,7 +110,7 @@ def test_threat_44_a_damaged_ledger_stops_serving(tmp_path: Path, damage: str) -
     if damage == "garbage":
         path.write_bytes(b"not a database" * 100)
     elif damage == "truncated":
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        path.write_bytes(path.read_bytes()[:20_000])
     with pytest.raises(StateError):
         Ledger(path)
 
@@ -120,9 +120,18 @@ def test_threat_44_a_full_disk_fails_closed(tmp_path: Path) -> None:
     book = ledger.open_service(SERVICE, MODEL, num_requests=None, quota=None)
     pages = ledger.read_one("PRAGMA page_count", ())
     ledger.read_one(f"PRAGMA max_page_count={pages}", ())  # SQLite's own way to a full disk
+    numbers, charged = iter(range(1_000_000)), 0
+
+    def charge_until_full() -> None:
+        nonlocal charged
+        while charged < 100_000:
+            book.charge([entry(next(numbers)) for _ in range(500)])
+            charged += 500
+
+    # Free pages of the file hold some thousands of charges, then there are no more.
     with pytest.raises(StateError, match="full"):
-        book.charge([entry(n) for n in range(500)])
-    assert book.answered() == 0
+        charge_until_full()
+    assert book.answered() == ledger.answered(SERVICE) == charged
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -144,18 +153,6 @@ def test_a_page_of_the_ledger_says_who_when_how_much_and_what(tmp_path: Path) ->
     assert (unnamed.name, unnamed.images, unnamed.reveal, unnamed.answered) == ("", 3, "logits", False)
     assert ledger.queries(unnamed.number, 10) == [named]
     assert ledger.queries(None, 1) == [unnamed]
-
-
-def test_names_are_known_after_a_restart(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "l")
-    book = ledger.open_service(SERVICE, MODEL, num_requests=None, quota=None)
-    for number in range(2):
-        book.meet(USER, "anna")
-        book.charge([entry(number)])
-    ledger.close()
-    again = Ledger(tmp_path / "l")
-    again.open_service(b"t" * 16, MODEL, num_requests=None, quota=None).charge([entry(9)])
-    assert [query.name for query in again.queries(None, 9)] == ["anna"] * 3
 
 
 def test_a_resumed_service_counts_what_was_answered_before(tmp_path: Path) -> None:
