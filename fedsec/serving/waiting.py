@@ -56,6 +56,7 @@ class WaitingRoom:
         self._changed = threading.Condition()
         self._tickets: dict[RequestKey, Ticket] = {}
         self._closed: FedsecError | None = None
+        self._ending: FedsecError | None = None
         self._generation = 0
 
     def admit(self, key: RequestKey, images: int, read: Callable[[], Part]) -> Ticket:
@@ -86,6 +87,8 @@ class WaitingRoom:
 
     def _check_space(self, key: RequestKey, images: int) -> None:
         self.check_open()
+        if self._ending is not None:
+            raise type(self._ending)(*self._ending.args)
         if key in self._tickets:
             raise UsageError("a part of this request waits here: draw a fresh id for every request")
         same = [
@@ -145,12 +148,14 @@ class WaitingRoom:
         """Answer one request and let it go."""
         with self._changed:
             ticket = self._tickets.pop(key)
+            self._changed.notify_all()
         ticket.resolve(answer)
 
     def refuse(self, key: RequestKey, error: FedsecError) -> None:
         """Take one request out of the line, if it is there, and tell its sender why."""
         with self._changed:
             ticket = self._tickets.pop(key, None)
+            self._changed.notify_all()
         if ticket is not None:
             ticket.refuse(error)
 
@@ -160,7 +165,25 @@ class WaitingRoom:
             if ticket.reserved or self._tickets.get(ticket.key) is not ticket:
                 return
             del self._tickets[ticket.key]
+            self._changed.notify_all()
         ticket.refuse(error)
+
+    def drain(self, error: FedsecError, seconds: float) -> None:
+        """Refuse every new request with this error, and wait until what was accepted is answered.
+
+        Args:
+            error: what those get who come now.
+            seconds: longest wait; a request of which another party has no part may never be answered.
+        """
+        with self._changed:
+            self._ending = error
+            self._changed.wait_for(lambda: not self._tickets, seconds)
+
+    @property
+    def occupied(self) -> int:
+        """How many requests wait here."""
+        with self._changed:
+            return len(self._tickets)
 
     def close(self, error: FedsecError) -> None:
         """Refuse everything that waits and everything that comes."""

@@ -161,3 +161,28 @@ def test_wake_ends_the_sleep() -> None:
     waiting.wake()
     sleeper.join(5)
     assert not sleeper.is_alive()
+
+
+def test_a_draining_room_refuses_what_is_new_and_waits_for_what_it_has() -> None:
+    waiting = room()
+    waiting.admit(key(1), 1, part)
+    drained = threading.Thread(target=waiting.drain, args=(ServiceEndedError("it ends"), 10.0))
+    drained.start()
+    while True:
+        try:
+            waiting.admit(key(2), 1, part)
+        except ServiceEndedError:
+            break
+        waiting.refuse(key(2), UsageError("too early"))
+    assert drained.is_alive()
+    assert waiting.occupied == 1
+    waiting.resolve(key(1), b"answer")
+    drained.join(5)
+    assert not drained.is_alive()
+
+
+def test_draining_ends_also_if_something_waits_for_ever() -> None:
+    waiting = room()
+    waiting.admit(key(1), 1, part)
+    waiting.drain(ServiceEndedError("it ends"), 0.05)
+    assert waiting.occupied == 1
