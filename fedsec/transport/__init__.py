@@ -6,7 +6,8 @@
 ``party_config``  what one party process is told
 ``channel``       the one interface: labelled messages in order, with deadlines
 ``frames``        the bytes around a message; transcripts
-``sockets``       channels over sockets, and several at once without deadlock
+``sockets``       channels over sockets, under TLS or plain
+``jobs``          several messages at once without deadlock
 ``memory``        channels inside one process
 ``tls``           connecting and accepting under mutual TLS with pinned keys
 ``service``       requests and replies with bodies

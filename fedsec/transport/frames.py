@@ -8,6 +8,12 @@ The tag is the start of SHA-256 over session, label, sender and receiver. The la
 travel: both ends know which step they are in, and a message of another step, session or direction is
 refused by its tag, before its payload has any memory. TLS keeps strangers out; the tag catches ends
 that have lost step with each other.
+
+The transcript of a direction is SHA-256 over ``fedsec transcript 2`` and, message by message, the header
+and, up to 16 KiB, the payload. What is longer (a batch, or what the dealer deals) is there by its step,
+number and length only: SHA-256 takes five times as long as AES-GCM, and would be a third of a batch's
+time. A signature over a transcript therefore says nothing about the contents of longer messages; a
+protocol that needs them signed hashes them itself, or sends them in pieces.
 """
 
 from __future__ import annotations
@@ -15,21 +21,24 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fedsec.errors import ProtocolError
 
 if TYPE_CHECKING:
-    from hashlib import _Hash
-
     from typing_extensions import Buffer
 
 WIRE_VERSION = 1
 HEADER_BYTES = 24
 TAG_BYTES = 8
 MOST_PAYLOAD_BYTES = 2**32 - 1
+WHOLE_BYTES = 16384
+"""Payloads up to this size enter the transcript whole, longer ones by their header alone."""
+
 _MAGIC = b"FS"
+_MOST_TAGS = 256
+"""Tags kept a direction; labels that count something are new every time."""
+
 _HEADER = struct.Struct(">2sBBIQ8s")
 
 
@@ -40,22 +49,41 @@ def step_tag(session: bytes, label: str, sender: str, receiver: str) -> bytes:
     return hashlib.sha256(b"fedsec step 1" + framed).digest()[:TAG_BYTES]
 
 
-@dataclass(eq=False)
 class Direction:
     """One direction of a link: the next sequence number and the transcript so far.
 
     Attributes:
         sender: Name of the sending end.
         receiver: Name of the receiving end.
-        session: Bytes that both ends put into every tag.
         sequence: Number of the next message.
     """
 
-    sender: str
-    receiver: str
-    session: bytes = b""
-    sequence: int = 0
-    _transcript: _Hash = field(default_factory=lambda: hashlib.sha256(b"fedsec transcript 1"), repr=False)
+    def __init__(self, sender: str, receiver: str, session: bytes = b"") -> None:
+        self.sender = sender
+        self.receiver = receiver
+        self.sequence = 0
+        self._transcript = hashlib.sha256(b"fedsec transcript 2")
+        self.session = session
+
+    @property
+    def session(self) -> bytes:
+        """The bytes that both ends put into every tag."""
+        return self._session
+
+    @session.setter
+    def session(self, session: bytes) -> None:
+        self._session = session
+        self._tags: dict[str, bytes] = {}
+
+    def header(self, label: str, size: int) -> bytes:
+        """Return the header of the next message; :meth:`accept` takes the message into the transcript.
+
+        Raises:
+            ProtocolError: The payload is longer than a frame can be; nothing has changed.
+        """
+        if size > MOST_PAYLOAD_BYTES:
+            raise ProtocolError(f"expected at most {MOST_PAYLOAD_BYTES} bytes in {label!r}, got {size}")
+        return _HEADER.pack(_MAGIC, WIRE_VERSION, 0, size, self.sequence, self._tag(label))
 
     def seal(self, label: str, payload: Buffer) -> bytes:
         """Return the header of the next message, and take the message into the transcript.
@@ -63,18 +91,15 @@ class Direction:
         Raises:
             ProtocolError: The payload is longer than a frame can be; nothing has changed.
         """
-        size = memoryview(payload).nbytes
-        if size > MOST_PAYLOAD_BYTES:
-            raise ProtocolError(f"expected at most {MOST_PAYLOAD_BYTES} bytes in {label!r}, got {size}")
-        tag = step_tag(self.session, label, self.sender, self.receiver)
-        header = _HEADER.pack(_MAGIC, WIRE_VERSION, 0, size, self.sequence, tag)
+        header = self.header(label, memoryview(payload).nbytes)
         self.accept(header, payload)
         return header
 
     def accept(self, header: Buffer, payload: Buffer) -> None:
         """Take a whole message into the transcript and go on to the next number."""
         self._transcript.update(header)
-        self._transcript.update(payload)
+        if memoryview(payload).nbytes <= WHOLE_BYTES:
+            self._transcript.update(payload)
         self.sequence += 1
 
     def check(self, header: Buffer, labels: Sequence[str], max_bytes: int) -> tuple[str, int]:
@@ -100,7 +125,7 @@ class Direction:
         if sequence != self.sequence:
             raise ProtocolError(f"expected message number {self.sequence} from {self.sender}, got {sequence}")
         for label in labels:
-            if tag == step_tag(self.session, label, self.sender, self.receiver):
+            if tag == self._tag(label):
                 break
         else:
             raise ProtocolError(
@@ -113,8 +138,16 @@ class Direction:
         return label, int(size)
 
     def transcript(self) -> bytes:
-        """Return SHA-256 over all headers and payloads so far."""
+        """Return SHA-256 over all headers, and all payloads up to ``WHOLE_BYTES``, so far."""
         return self._transcript.digest()
+
+    def _tag(self, label: str) -> bytes:
+        tag = self._tags.get(label)
+        if tag is None:
+            if len(self._tags) >= _MOST_TAGS:
+                self._tags.clear()
+            tag = self._tags[label] = step_tag(self._session, label, self.sender, self.receiver)
+        return tag
 
 
 def _one_of(labels: Sequence[str]) -> str:

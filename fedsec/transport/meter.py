@@ -62,19 +62,22 @@ class Meter:
 
     def sent(self, sender: str, receiver: str, label: str, sequence: int, size: int) -> None:
         """Count one message that left."""
-        self._count(MessageRecord("send", sender, receiver, label, sequence, size), receiver, 0)
+        self._count(receiver, label, size, 0)
+        if self._logging:
+            self.log.append(MessageRecord("send", sender, receiver, label, sequence, size))
 
     def received(self, sender: str, receiver: str, label: str, sequence: int, size: int) -> None:
         """Count one message that arrived whole."""
-        self._count(MessageRecord("receive", sender, receiver, label, sequence, size), sender, 2)
+        self._count(sender, label, size, 2)
+        if self._logging:
+            self.log.append(MessageRecord("receive", sender, receiver, label, sequence, size))
 
-    def _count(self, record: MessageRecord, peer: str, column: int) -> None:
+    def _count(self, peer: str, label: str, size: int, column: int) -> None:
+        key = (peer, kind_of(label))
         with self._lock:
-            counts = self._counts[peer, kind_of(record.label)]
+            counts = self._counts[key]
             counts[column] += 1
-            counts[column + 1] += record.size
-            if self._logging:
-                self.log.append(record)
+            counts[column + 1] += size
 
     @property
     def sent_bytes(self) -> int:

@@ -1,9 +1,8 @@
 """Channels over connected sockets, under TLS or plain, and several of them at once.
 
-Every socket is non-blocking. Whatever is to be sent or received becomes a job, and all jobs of one call
-progress together: blocking sends in a ring of parties wait for each other for ever as soon as messages are
-longer than the socket buffers. TLS may have to read in order to write and to write in order to read, so a
-job says after each step what it waits for.
+Every socket is non-blocking. A round of small messages is short: what is to be sent fits into the socket
+buffers and goes at once, then one ``poll`` waits for the answer. Only what does not fit becomes a job (see
+``jobs``), and then all jobs of the call progress together.
 """
 
 from __future__ import annotations
@@ -12,22 +11,22 @@ import contextlib
 import select
 import socket
 import ssl
-from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 from fedsec.errors import PeerLostError, ProtocolError
 from fedsec.transport.channel import Channel
 from fedsec.transport.deadline import Deadline
 from fedsec.transport.frames import HEADER_BYTES
 from fedsec.transport.identity import Peer
+from fedsec.transport.jobs import Incoming, ReceiveJob, SendJob, progress
 from fedsec.transport.meter import Meter
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _JOINED_BYTES = 65536
-"""Up to this size, copying a payload behind its header is cheaper than a second TLS record."""
+"""So many bytes of header and payload go out together: four TLS records, and a cheap copy."""
 
 
 class SocketChannel(Channel):
@@ -52,27 +51,106 @@ class SocketChannel(Channel):
         super().__init__(me, peer, meter, session)
         sock.setblocking(False)
         self._sock = sock
+        self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
+        self._readable = select.poll()
+        self._readable.register(sock, select.POLLIN)
+        self._midway = False
         self.broken = False
 
     def send(self, label: str, payload: Buffer, deadline: Deadline) -> None:
         """Send one message; see :meth:`Channel.send`."""
-        progress([SendJob(self, label, payload)], deadline)
+        job = self.start(label, payload)
+        if job is not None:
+            progress([job], deadline)
+
+    def start(self, label: str, payload: Buffer, *, behind: bool = False) -> SendJob | None:
+        """Send as much of a message as the socket takes now.
+
+        Args:
+            label: The step that both ends are in.
+            payload: The bytes; may be used again when the returned job is through.
+            behind: Another message is still being sent here, so nothing can go yet.
+
+        Returns:
+            What is left to do; None if all is sent.
+
+        Raises:
+            PeerLostError: The peer closed or broke the connection.
+        """
+        if self.broken:
+            raise self.lost(None)
+        view = memoryview(payload)
+        body = view.cast("B") if view.nbytes else memoryview(b"")
+        sequence = self.outgoing.sequence
+        header = self.outgoing.header(label, len(body))
+        # Counted when it starts, so that a log shows it before what the peer answers.
+        self.meter.sent(self.me, self.peer.name, label, sequence, len(body))
+        joined = b"".join((header, body[: _JOINED_BYTES - HEADER_BYTES]))
+        written = 0 if behind else max(0, self._write_first(joined))
+        # Hashed while the first bytes are on their way.
+        self.outgoing.accept(header, body)
+        if written == len(joined) and len(body) + HEADER_BYTES == written:
+            return None
+        parts = (memoryview(joined)[written:], body[_JOINED_BYTES - HEADER_BYTES :])
+        return SendJob(self, [part for part in parts if part])
 
     def receive_any(
         self, labels: Sequence[str], *, max_bytes: int, deadline: Deadline
     ) -> tuple[str, bytearray]:
         """Receive one message; see :meth:`Channel.receive_any`."""
-        job = ReceiveJob(self, labels, max_bytes)
-        progress([job], deadline)
-        return job.label, job.payload
+        if self.broken:
+            raise self.lost(None)
+        header = bytearray(HEADER_BYTES)
+        try:
+            self._fill(memoryview(header), deadline)
+            # The size is checked before the payload has any memory.
+            label, size = self.incoming.check(header, labels, max_bytes)
+            payload = bytearray(size)
+            if size:
+                self._fill(memoryview(payload), deadline)
+        except BaseException:
+            self.broken = self.broken or self._midway
+            raise
+        sequence = self.incoming.sequence
+        self.incoming.accept(header, payload)
+        self.meter.received(self.peer.name, self.me, label, sequence, size)
+        self._midway = False
+        return label, payload
+
+    def receive_exactly(self, label: str, size: int, deadline: Deadline) -> bytearray:
+        """Return the payload of the next message, of which label and size are known.
+
+        Raises:
+            ProtocolError: Something else came, or another size.
+            PeerLostError: The peer closed or broke the connection.
+            DeadlineError: The message was not there in time.
+        """
+        if self.broken:
+            raise self.lost(None)
+        message = Incoming(self, label, size)
+        try:
+            while not message.whole():
+                self.wait(deadline)
+                count = self.read_into(message.space())
+                if count < 0:
+                    self._wait_for(-count, deadline)
+                else:
+                    message.took(count)
+            message.finish()
+        except BaseException:
+            self.broken = self.broken or not message.settled
+            raise
+        return message.payload()
+
+    def buffered(self) -> bool:
+        """Return whether bytes that have come are in this process already, where no poll sees them."""
+        return self._tls is not None and self._tls.pending() > 0
 
     def wait(self, deadline: Deadline) -> None:
         """Wait until the socket has something; see :meth:`Channel.wait`."""
-        if self.broken or (isinstance(self._sock, ssl.SSLSocket) and self._sock.pending()):
+        if self.broken or self.buffered():
             return
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        while not poll.poll(deadline.poll_ms(self.peer.name)):
+        while not self._readable.poll(deadline.poll_ms(self.peer.name)):
             pass
 
     def interrupt(self) -> None:
@@ -122,159 +200,30 @@ class SocketChannel(Channel):
             f"expected the connection to {self.peer} to stay open; {self.peer.name} {reason}"
         )
 
+    def _write_first(self, joined: bytes) -> int:
+        try:
+            return self.write(memoryview(joined))
+        except BaseException:
+            # How much of it went is not known.
+            self.broken = True
+            raise
 
-class Job(Protocol):
-    """One message on its way over one channel."""
-
-    channel: SocketChannel
-    direction: str
-    wants: int
-
-    def step(self) -> bool:
-        """Go on as far as possible without waiting; returns whether the message is through."""
-
-    def settled(self) -> bool:
-        """Return whether the channel stands between two messages."""
-
-
-class SendJob:
-    """One message to send."""
-
-    direction = "to"
-
-    def __init__(self, channel: SocketChannel, label: str, payload: Buffer) -> None:
-        if channel.broken:
-            raise channel.lost(None)
-        self.channel = channel
-        self.wants = select.POLLOUT
-        view = memoryview(payload)
-        size = view.nbytes
-        body = view.cast("B") if size else memoryview(b"")
-        sequence = channel.outgoing.sequence
-        header = channel.outgoing.seal(label, body)
-        # Counted when it starts, so that a log shows it before what the peer answers.
-        channel.meter.sent(channel.me, channel.peer.name, label, sequence, size)
-        parts: list[bytes | memoryview] = (
-            [b"".join((header, body))] if size <= _JOINED_BYTES else [header, body]
-        )
-        self._views = deque(memoryview(part) for part in parts)
-
-    def step(self) -> bool:
-        """Write until all is written or the socket is full."""
-        while self._views:
-            count = self.channel.write(self._views[0])
+    def _fill(self, view: memoryview, deadline: Deadline) -> None:
+        while view:
+            self.wait(deadline)
+            count = self.read_into(view)
             if count < 0:
-                self.wants = -count
-                return False
-            self._views[0] = self._views[0][count:]
-            if not self._views[0]:
-                self._views.popleft()
-        return True
+                self._wait_for(-count, deadline)
+            else:
+                self._midway = True
+                view = view[count:]
 
-    def settled(self) -> bool:
-        """Return whether all is written; the message's number is taken from the start."""
-        return not self._views
-
-
-class ReceiveJob:
-    """One message to receive, of one of several labels; exact in size if asked."""
-
-    direction = "from"
-
-    def __init__(
-        self, channel: SocketChannel, labels: Sequence[str], max_bytes: int, *, exact: bool = False
-    ) -> None:
-        if channel.broken:
-            raise channel.lost(None)
-        self.channel = channel
-        self.wants = select.POLLIN
-        self.label = ""
-        self.payload = bytearray()
-        self._labels = labels
-        self._max_bytes = max_bytes
-        self._exact = exact
-        self._header = bytearray(HEADER_BYTES)
-        self._left = memoryview(self._header)
-        self._done = False
-
-    def step(self) -> bool:
-        """Read until the message is whole or the socket is empty."""
-        if not self.label:
-            if not self._fill():
-                return False
-            self._begin_payload()
-        if not self._fill():
-            return False
-        channel = self.channel
-        sequence = channel.incoming.sequence
-        channel.incoming.accept(self._header, self.payload)
-        channel.meter.received(channel.peer.name, channel.me, self.label, sequence, len(self.payload))
-        self._done = True
-        return True
-
-    def settled(self) -> bool:
-        """Return whether no byte of the message has been taken yet, or all."""
-        return self._done or (not self.label and len(self._left) == HEADER_BYTES)
-
-    def _begin_payload(self) -> None:
-        # The size is checked before the payload has any memory.
-        self.label, size = self.channel.incoming.check(self._header, self._labels, self._max_bytes)
-        if self._exact and size != self._max_bytes:
-            raise ProtocolError(
-                f"expected {self._max_bytes} bytes in {self.label!r} of {self.channel.peer.name}, got {size}"
-            )
-        self.payload = bytearray(size)
-        self._left = memoryview(self.payload)
-
-    def _fill(self) -> bool:
-        while self._left:
-            count = self.channel.read_into(self._left)
-            if count < 0:
-                self.wants = -count
-                return False
-            self._left = self._left[count:]
-        return True
-
-
-def progress(jobs: Iterable[Job], deadline: Deadline) -> None:
-    """Drive all jobs until each is through; those on one channel and direction go one after the other.
-
-    Raises:
-        ProtocolError: A peer sent something else.
-        PeerLostError: A peer closed or broke its connection.
-        DeadlineError: The jobs were not through in time; names every peer that is waited for.
-            After any of these, channels with a half-done message are good for closing only.
-    """
-    pending = list(jobs)
-    try:
-        while pending := _step_all(pending):
-            _wait(pending, deadline)
-    except BaseException:
-        for job in pending:
-            if not job.settled():
-                job.channel.broken = True
-        raise
-
-
-def _step_all(jobs: Sequence[Job]) -> list[Job]:
-    left: list[Job] = []
-    for job in jobs:
-        behind = any(job.channel is other.channel and job.direction == other.direction for other in left)
-        if behind or not job.step():
-            left.append(job)
-    return left
-
-
-def _wait(jobs: Sequence[Job], deadline: Deadline) -> None:
-    events: dict[SocketChannel, int] = {}
-    for job in jobs:
-        events[job.channel] = events.get(job.channel, 0) | job.wants
-    poll = select.poll()
-    for channel, mask in events.items():
-        poll.register(channel, mask)
-    who = ", ".join(sorted({job.channel.peer.name for job in jobs}))
-    while not poll.poll(deadline.poll_ms(who)):
-        pass
+    def _wait_for(self, event: int, deadline: Deadline) -> None:
+        # A TLS record may come in pieces, and reading may have to write.
+        poll = select.poll()
+        poll.register(self, event)
+        while not poll.poll(deadline.poll_ms(self.peer.name)):
+            pass
 
 
 def exchange(
@@ -299,19 +248,32 @@ def exchange(
         PeerLostError: A peer closed or broke its connection.
         DeadlineError: The messages were not through in time; names the peers waited for.
     """
-    channels = [channel for channel, *_ in (*sends, *receives)]
-    if not all(isinstance(channel, SocketChannel) for channel in channels):
-        return _exchange_in_memory(sends, receives, deadline)
-    for channel in cast("list[SocketChannel]", channels):
+    for channel, *_ in (*sends, *receives):
+        if not isinstance(channel, SocketChannel):
+            return _exchange_in_memory(sends, receives, deadline)
         if channel.broken:
             raise channel.lost(None)
-    outgoing = [SendJob(cast("SocketChannel", channel), label, body) for channel, label, body in sends]
-    incoming = [
-        ReceiveJob(cast("SocketChannel", channel), (label,), size, exact=True)
-        for channel, label, size in receives
-    ]
-    progress([*outgoing, *incoming], deadline)
-    return [job.payload for job in incoming]
+    left = _start_all(cast("Sequence[tuple[SocketChannel, str, Buffer]]", sends))
+    if not left and len(receives) == 1:
+        channel, label, size = receives[0]
+        return [cast("SocketChannel", channel).receive_exactly(label, size, deadline)]
+    incoming = [ReceiveJob(cast("SocketChannel", channel), label, size) for channel, label, size in receives]
+    progress([*left, *incoming], deadline)
+    return [job.message.payload() for job in incoming]
+
+
+def _start_all(sends: Sequence[tuple[SocketChannel, str, Buffer]]) -> list[SendJob]:
+    left: list[SendJob] = []
+    try:
+        for channel, label, body in sends:
+            job = channel.start(label, body, behind=any(job.channel is channel for job in left))
+            if job is not None:
+                left.append(job)
+    except BaseException:
+        for job in left:
+            job.channel.broken = True
+        raise
+    return left
 
 
 def _exchange_in_memory(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,12 @@ import pytest
 
 from fedsec.cluster.certificates import Authority
 from fedsec.errors import DeadlineError, PeerLostError, ProtocolError
-from fedsec.transport import Channel, Deadline, Endpoint, Identity, Role, SocketChannel, exchange
+from fedsec.transport import Deadline, Endpoint, Identity, Role, SocketChannel, exchange
 from fedsec.transport.tls import open_client, open_server
 
 NAMES = ("party-0", "party-1", "party-2")
 SMALL = 4096
-Link = Callable[[int, int], tuple[Channel, Channel]]
+Link = Callable[[int, int], tuple[SocketChannel, SocketChannel]]
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +44,15 @@ def _tcp_pair() -> tuple[socket.socket, socket.socket]:
 
 @pytest.fixture(params=["tls", "plain"])
 def link(request: pytest.FixtureRequest, identities: dict[str, Identity]) -> Link:
-    def plain(i: int, j: int) -> tuple[Channel, Channel]:
+    def plain(i: int, j: int) -> tuple[SocketChannel, SocketChannel]:
         one, two = _tcp_pair()
         a, b = identities[NAMES[i]], identities[NAMES[j]]
         return SocketChannel(one, a.name, b.peer), SocketChannel(two, b.name, a.peer)
 
-    def tls(i: int, j: int) -> tuple[Channel, Channel]:
+    def tls(i: int, j: int) -> tuple[SocketChannel, SocketChannel]:
         one, two = _tcp_pair()
         a, b = identities[NAMES[i]], identities[NAMES[j]]
-        accepted: list[Channel] = []
+        accepted: list[SocketChannel] = []
         deadline = Deadline.after(10)
         thread = threading.Thread(target=lambda: accepted.append(open_server(two, b, deadline=deadline)))
         thread.start()
@@ -69,7 +70,7 @@ def _message(sender: int, receiver: int, size: int) -> bytes:
 
 def test_ten_megabytes_go_round_in_all_directions_over_four_kilobyte_buffers(link: Link) -> None:
     size = 10_000_000
-    ends: dict[tuple[int, int], Channel] = {}
+    ends: dict[tuple[int, int], SocketChannel] = {}
     for i, j in ((0, 1), (1, 2), (2, 0)):
         ends[i, j], ends[j, i] = link(i, j)
     failures: list[str] = []
@@ -179,3 +180,36 @@ def test_an_interrupt_ends_a_wait_in_another_thread(link: Link) -> None:
         with pytest.raises(PeerLostError):
             one.receive("x", max_bytes=1, deadline=Deadline.after(10))
         timer.join()
+
+
+def test_a_message_that_comes_in_pieces_is_put_together(link: Link) -> None:
+    one, two = link(0, 1)
+    with one, two:
+        thread = threading.Thread(target=lambda: one.send("x", bytes(300_000), Deadline.after(10)))
+        thread.start()
+        assert exchange([], [(two, "x", 300_000)], Deadline.after(10)) == [bytes(300_000)]
+        thread.join()
+
+
+def test_what_tls_has_read_ahead_is_known_to_be_there(link: Link) -> None:
+    one, two = link(0, 1)
+    with one, two:
+        one.send("x", bytes(100), Deadline.after(5))
+        two.wait(Deadline.after(5))
+        header = bytearray(10)
+        two.read_into(memoryview(header))
+        # Plain sockets keep the rest in the kernel, where a poll sees it.
+        assert two.buffered() == isinstance(two._sock, ssl.SSLSocket)
+        two.wait(Deadline.after(5))
+
+
+def test_an_exchange_over_a_channel_with_half_a_message_sends_nothing(link: Link) -> None:
+    one, two = link(0, 1)
+    three, four = link(0, 2)
+    with one, two, three, four:
+        with pytest.raises(DeadlineError, match="party-1"):
+            exchange([(one, "x", bytes(9_000_000)), (one, "y", b"1")], [], Deadline.after(0.3))
+        with pytest.raises(PeerLostError):
+            exchange([(three, "x", b"1"), (one, "x", b"1")], [], Deadline.after(5))
+        with pytest.raises(DeadlineError, match="party-0"):
+            four.receive("x", max_bytes=1, deadline=Deadline.after(0.05))

@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from fedsec.errors import ProtocolError
-from fedsec.transport.frames import HEADER_BYTES, Direction, step_tag
+from fedsec.transport.frames import HEADER_BYTES, WHOLE_BYTES, Direction, step_tag
 
 
 def test_a_header_is_the_bytes_that_the_page_on_the_wire_format_draws() -> None:
@@ -74,3 +74,32 @@ def test_the_transcript_depends_on_every_header_and_payload() -> None:
         direction.seal(label, payload)
         seen.add(direction.transcript())
     assert len(seen) == 3
+
+
+def test_the_transcript_holds_payloads_up_to_16_kib_whole_and_longer_ones_by_step_number_and_length() -> None:
+    def transcript_of(label: str, payload: bytes) -> bytes:
+        direction = Direction("a", "b")
+        direction.seal(label, payload)
+        return direction.transcript()
+
+    whole, long = bytes(WHOLE_BYTES), bytes(WHOLE_BYTES + 1)
+    header = Direction("a", "b").header("x", WHOLE_BYTES)
+    assert transcript_of("x", whole) == hashlib.sha256(b"fedsec transcript 2" + header + whole).digest()
+    assert transcript_of("x", whole) != transcript_of("x", whole[:-1] + b"1")
+    assert transcript_of("x", long) == transcript_of("x", long[:-1] + b"1")
+    assert transcript_of("x", long) != transcript_of("y", long)
+    assert transcript_of("x", long) != transcript_of("x", long + b"0")
+
+
+def test_a_new_session_makes_new_tags_for_labels_that_were_used_before() -> None:
+    direction = Direction("a", "b", b"one")
+    before = direction.header("x", 0)
+    direction.session = b"two"
+    assert direction.header("x", 0) == Direction("a", "b", b"two").header("x", 0) != before
+
+
+def test_labels_that_are_never_used_again_do_not_pile_up() -> None:
+    direction = Direction("a", "b")
+    for number in range(2000):
+        direction.header(f"deal/{number}", 0)
+    assert len(direction._tags) < 1000

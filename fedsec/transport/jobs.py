@@ -1,0 +1,186 @@
+"""Messages on their way over several sockets at once, none of which may block.
+
+Blocking sends in a ring of parties wait for each other for ever as soon as messages are longer than the
+socket buffers. TLS may have to read in order to write and to write in order to read, so a job says after
+each step what it waits for.
+"""
+
+from __future__ import annotations
+
+import select
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from fedsec.errors import ProtocolError
+from fedsec.transport.deadline import Deadline
+from fedsec.transport.frames import HEADER_BYTES
+
+if TYPE_CHECKING:
+    from fedsec.transport.sockets import SocketChannel
+
+
+class Job(Protocol):
+    """One message on its way over one channel."""
+
+    channel: SocketChannel
+    direction: str
+    wants: int
+
+    def step(self) -> bool:
+        """Go on as far as possible without waiting; returns whether the message is through."""
+
+    def settled(self) -> bool:
+        """Return whether the channel stands between two messages."""
+
+
+class SendJob:
+    """What is left to write of one message; its number is taken."""
+
+    direction = "to"
+
+    def __init__(self, channel: SocketChannel, views: Sequence[memoryview]) -> None:
+        self.channel = channel
+        self.wants = select.POLLOUT
+        self._views = deque(views)
+
+    def step(self) -> bool:
+        """Write until all is written or the socket is full."""
+        while self._views:
+            count = self.channel.write(self._views[0])
+            if count < 0:
+                self.wants = -count
+                return False
+            self._views[0] = self._views[0][count:]
+            if not self._views[0]:
+                self._views.popleft()
+        return True
+
+    def settled(self) -> bool:
+        """Return whether all is written."""
+        return not self._views
+
+
+class ReceiveJob:
+    """One message to receive, of the size that both ends know."""
+
+    direction = "from"
+
+    def __init__(self, channel: SocketChannel, label: str, size: int) -> None:
+        self.channel = channel
+        self.wants = select.POLLIN
+        self.message = Incoming(channel, label, size)
+
+    def step(self) -> bool:
+        """Read until the message is whole or the socket is empty."""
+        message = self.message
+        while not message.whole():
+            count = self.channel.read_into(message.space())
+            if count < 0:
+                self.wants = -count
+                return False
+            message.took(count)
+        message.finish()
+        return True
+
+    def settled(self) -> bool:
+        """Return whether no byte of the message has been taken yet, or all."""
+        return self.message.settled
+
+
+class Incoming:
+    """Header and payload of one message on their way into one buffer, whose size both ends know.
+
+    Attributes:
+        settled: Whether no byte has been taken yet, or the whole message.
+    """
+
+    def __init__(self, channel: SocketChannel, label: str, size: int) -> None:
+        self._channel = channel
+        self._label = label
+        self._size = size
+        self._buffer = bytearray(HEADER_BYTES + size)
+        self._view = memoryview(self._buffer)
+        self._taken = 0
+        self.settled = True
+
+    def whole(self) -> bool:
+        """Return whether nothing is left to read."""
+        return self._taken == HEADER_BYTES + self._size
+
+    def space(self) -> memoryview:
+        """Return the memory for what is left to read."""
+        return self._view[self._taken :]
+
+    def took(self, count: int) -> None:
+        """Note that ``count`` bytes were read; the header is checked as soon as it is there.
+
+        Raises:
+            ProtocolError: Another message came, or one of another size.
+        """
+        before = self._taken
+        self._taken += count
+        self.settled = False
+        if before < HEADER_BYTES <= self._taken:
+            channel, label = self._channel, self._label
+            _, size = channel.incoming.check(self._view[:HEADER_BYTES], (label,), self._size)
+            if size != self._size:
+                raise ProtocolError(
+                    f"expected {self._size} bytes in {label!r} of {channel.peer.name}, got {size}"
+                )
+
+    def finish(self) -> None:
+        """Count the whole message and take it into the transcript."""
+        channel = self._channel
+        sequence = channel.incoming.sequence
+        channel.incoming.accept(self._view[:HEADER_BYTES], self._view[HEADER_BYTES:])
+        channel.meter.received(channel.peer.name, channel.me, self._label, sequence, self._size)
+        self.settled = True
+
+    def payload(self) -> bytearray:
+        """Return the payload; the message is used up."""
+        self._view.release()
+        # Dropping the front of a bytearray moves its beginning, not its bytes.
+        del self._buffer[:HEADER_BYTES]
+        return self._buffer
+
+
+def progress(jobs: Iterable[Job], deadline: Deadline) -> None:
+    """Drive all jobs until each is through; those on one channel and direction go one after the other.
+
+    Raises:
+        ProtocolError: A peer sent something else.
+        PeerLostError: A peer closed or broke its connection.
+        DeadlineError: The jobs were not through in time; names every peer that is waited for.
+            After any of these, channels with a half-done message are good for closing only.
+    """
+    pending = list(jobs)
+    try:
+        while pending := _step_all(pending):
+            _wait(pending, deadline)
+    except BaseException:
+        for job in pending:
+            if not job.settled():
+                job.channel.broken = True
+        raise
+
+
+def _step_all(jobs: Sequence[Job]) -> list[Job]:
+    left: list[Job] = []
+    for job in jobs:
+        behind = any(job.channel is other.channel and job.direction == other.direction for other in left)
+        if behind or not job.step():
+            left.append(job)
+    return left
+
+
+def _wait(jobs: Sequence[Job], deadline: Deadline) -> None:
+    events: dict[SocketChannel, int] = {}
+    for job in jobs:
+        events[job.channel] = events.get(job.channel, 0) | job.wants
+    poll = select.poll()
+    for channel, mask in events.items():
+        poll.register(channel, mask)
+    who = ", ".join(sorted({job.channel.peer.name for job in jobs}))
+    while not poll.poll(deadline.poll_ms(who)):
+        pass
