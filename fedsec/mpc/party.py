@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedsec.errors import ProtocolError, UsageError
-from fedsec.ring import RING64, KeyedStream, Ring, RingArray, derive_key
+from fedsec.ring import RING64, KeyedStream, Ring, RingArray, derive_key, ring_of
 from fedsec.sharing.replicated import PARTIES
 from fedsec.transport import Channel, Deadline, exchange
 
@@ -53,6 +53,11 @@ class Layout:
 
     shape: tuple[int, ...]
     ring: Ring
+
+    @classmethod
+    def of(cls, words: RingArray) -> Layout:
+        """Return the layout of an array like ``words``."""
+        return cls(words.shape, ring_of(words))
 
     @property
     def size_bytes(self) -> int:
@@ -168,9 +173,19 @@ class Party:
         Raises:
             PeerLostError, DeadlineError, ProtocolError: As ``exchange``.
         """
-        layout = Layout(words.shape, Ring(8 * words.dtype.itemsize))
+        layout = Layout.of(words)
         received = self.exchange({self.previous_id: [words]}, {self.following_id: [layout]})
         return received[self.following_id][0]
+
+    def swap(self, other: int, words: RingArray) -> RingArray:
+        """Send ``words`` to party ``other`` and return what it sent; one round, of two parties only.
+
+        Both pass arrays of one shape and dtype.
+
+        Raises:
+            PeerLostError, DeadlineError, ProtocolError: As ``exchange``.
+        """
+        return self.exchange({other: [words]}, {other: [Layout.of(words)]})[other][0]
 
     def exchange(
         self,
@@ -213,17 +228,23 @@ class Party:
 
 def _pack(arrays: Sequence[RingArray]) -> memoryview | bytes:
     """Return the little-endian words of all arrays in order; a single array is not copied."""
+    if len(arrays) == 1 and arrays[0].flags.c_contiguous:
+        return arrays[0].data
     views = [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays]
     return views[0] if len(views) == 1 else b"".join(views)
 
 
 def _unpack(message: bytearray, layouts: Sequence[Layout]) -> list[RingArray]:
+    if len(layouts) == 1:
+        return [_words_of(message, layouts[0], 0)]
     arrays: list[RingArray] = []
     start = 0
     for layout in layouts:
-        words: np.ndarray[Any, Any] = np.frombuffer(
-            message, dtype=layout.ring.dtype, count=prod(layout.shape), offset=start
-        )
-        arrays.append(words.reshape(layout.shape))
+        arrays.append(_words_of(message, layout, start))
         start += layout.size_bytes
     return arrays
+
+
+def _words_of(message: bytearray, layout: Layout, start: int) -> RingArray:
+    words: RingArray = np.ndarray(layout.shape, layout.ring.dtype, message, start)
+    return words

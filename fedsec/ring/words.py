@@ -19,6 +19,7 @@ RingArray = npt.NDArray[np.unsignedinteger[Any]]
 """An array of ring elements; its dtype (uint8, uint16, uint32 or uint64) names the ring."""
 
 WORD_SIZES = (8, 16, 32, 64)
+_DTYPES = {bits: np.dtype(f"<u{bits // 8}") for bits in WORD_SIZES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Ring:
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
         """The unsigned little-endian dtype of one element, in memory and on the wire."""
-        return np.dtype(f"<u{self.element_bytes}")
+        return _DTYPES[self.bits]
 
     @property
     def element_bytes(self) -> int:

@@ -56,6 +56,17 @@ def test_pass_back_goes_once_round_the_circle() -> None:
     assert simulate(program).results == (1, 2, 0)
 
 
+def test_two_parties_swap_while_the_third_takes_no_part() -> None:
+    def program(party: Party) -> list[int]:
+        if party.id == 0:
+            return []
+        # Every second word: what is sent need not be contiguous.
+        words = np.arange(6, dtype=np.uint16)[party.id - 1 :: 2]
+        return party.swap(3 - party.id, words).tolist()
+
+    assert simulate(program).results == ([], [1, 3, 5], [0, 2, 4])
+
+
 def test_arrays_of_different_rings_travel_in_one_message() -> None:
     small, large = np.arange(3, dtype=np.uint8), np.arange(4, dtype=np.uint64).reshape(2, 2)
 
