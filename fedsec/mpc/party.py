@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -29,6 +29,13 @@ class Stream(Protocol):
         """Return the next ring elements."""
 
 
+class BlockStreams(Protocol):
+    """The streams of dealt material: one of its own for every block."""
+
+    def block(self, context: bytes) -> Stream:
+        """Return the stream of the block that ``context`` names; a context is used once."""
+
+
 @dataclass(frozen=True, slots=True)
 class PairStreams:
     """The streams that two parties share and the third does not know, one key a purpose."""
@@ -36,15 +43,33 @@ class PairStreams:
     zero_words: Stream
     zero_bits: Stream
     masks: Stream
+    dealt: BlockStreams
 
 
 STREAM_PURPOSES = ("mpc/zero words", "mpc/zero bits", "mpc/masks")
+DEALT_PURPOSE = "mpc/dealt"
+
+
+class DealtStreams:
+    """A key for each block of dealt material, from one secret of the pair.
+
+    Were all blocks cut from one stream, a party that prepares another block than the dealer would take as a
+    mask what the dealer took as a share: two messages under one mask. So the context names everything that
+    the ends must agree on; ends that do not get unrelated words.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def block(self, context: bytes) -> KeyedStream:
+        """Return the stream of a block."""
+        return KeyedStream(derive_key(self._secret, purpose="mpc/dealt block", context=context))
 
 
 def pair_streams(secret: bytes) -> PairStreams:
     """Derive the streams of a pair from its session secret, one key a purpose."""
     words, bits, masks = (KeyedStream(derive_key(secret, purpose=purpose)) for purpose in STREAM_PURPOSES)
-    return PairStreams(words, bits, masks)
+    return PairStreams(words, bits, masks, DealtStreams(derive_key(secret, purpose=DEALT_PURPOSE)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +137,7 @@ class Party:
         self._streams = {self.previous_id: previous_streams, self.following_id: following_streams}
         self._labels = ["session"]
         self._over = False
+        self._blocks = 0
 
     def __repr__(self) -> str:
         return f"Party(id={self.id}, ring={self.ring})"
@@ -144,11 +170,36 @@ class Party:
         Raises:
             UsageError: ``other`` is this party or no party.
         """
+        self._require_neighbour(other)
+        return self._streams[other].masks
+
+    def _require_neighbour(self, other: int) -> None:
         if other not in self._streams:
             raise UsageError(
                 f"party {self.id} shares streams with parties {sorted(self._streams)}, not with {other}"
             )
-        return self._streams[other].masks
+
+    def dealt_stream_with(self, other: int, context: bytes) -> Stream:
+        """Return the stream of one block of dealt material that is shared with party ``other``.
+
+        Args:
+            other: Another party.
+            context: Names the block: its index from ``take_index``, and all that the ends must agree on.
+
+        Raises:
+            UsageError: ``other`` is this party or no party.
+        """
+        self._require_neighbour(other)
+        return self._streams[other].dealt.block(context)
+
+    def take_index(self) -> int:
+        """Return the number of the next dealt block of this session; no block ever gets it again."""
+        self._blocks += 1
+        return self._blocks - 1
+
+    def end(self) -> None:
+        """End the session at this party: every later exchange raises."""
+        self._over = True
 
     def zero_share(self, shape: tuple[int, ...]) -> RingArray:
         """Return this party's part of a fresh additive sharing of zeros: F(k_(i-1,i)) - F(k_(i,i+1)).
