@@ -6,7 +6,7 @@ to compute in ``fedsec.nn.plaintext`` and ``fedsec.nn.layers`` (both have a ``pr
 
 from fedsec.nn import layers, plaintext
 from fedsec.nn.network import Network
-from fedsec.nn.plan import Plan, WeightSpec
+from fedsec.nn.plan import REVEALS, Plan, Reveal, WeightSpec
 from fedsec.nn.planner import plan_network
 from fedsec.nn.weights import (
     Weights,
@@ -20,8 +20,10 @@ from fedsec.nn.weights import (
 )
 
 __all__ = [
+    "REVEALS",
     "Network",
     "Plan",
+    "Reveal",
     "WeightSpec",
     "Weights",
     "check_shares",

@@ -87,7 +87,7 @@ class Interval:
         return sizes
 
 
-def with_box(kernel: Floats, box: tuple[int, int], step: int) -> Floats:
+def with_box(kernel: Floats, box: tuple[int, int], step: tuple[int, int]) -> Floats:
     """Return the one kernel that does a box sum and then ``kernel``.
 
     Bounds of the joint kernel are tighter: neighbouring box sums share inputs, and what cancels in the
@@ -96,16 +96,16 @@ def with_box(kernel: Floats, box: tuple[int, int], step: int) -> Floats:
     Args:
         kernel: Shape [h, w, C, F].
         box: Height and width of the box.
-        step: Distance of neighbouring values in the box.
+        step: Distance of neighbouring values in the box, along rows and columns.
 
     Returns:
-        Shape [h + step*(box[0]-1), w + step*(box[1]-1), C, F].
+        Shape [h + step[0]*(box[0]-1), w + step[1]*(box[1]-1), C, F].
     """
     height, width = kernel.shape[:2]
     joint = np.zeros(
-        (height + step * (box[0] - 1), width + step * (box[1] - 1), *kernel.shape[2:]), dtype=np.float64
+        (height + step[0] * (box[0] - 1), width + step[1] * (box[1] - 1), *kernel.shape[2:]), dtype=np.float64
     )
-    for row in range(0, step * box[0], step):
-        for column in range(0, step * box[1], step):
+    for row in range(0, step[0] * box[0], step[0]):
+        for column in range(0, step[1] * box[1], step[1]):
             joint[row : row + height, column : column + width] += kernel
     return joint

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import assert_never
 
 import numpy as np
 
-from fedsec.errors import InputError
+from fedsec.errors import InputError, UnsupportedModelError
 from fedsec.mpc import Party, conv2d, matmul, relu, sum_pool, truncate
 from fedsec.nn import windows
-from fedsec.nn.plan import Conv2D, Dense, Flatten, Plan, Relu, Step, SumPool2D, Truncate
+from fedsec.nn.plan import Conv2D, Dense, Plan, Relu, Reshape, Step, SumPool2D, Truncate
 from fedsec.nn.weights import check_shares
 from fedsec.ring import RingArray
 from fedsec.sharing.replicated import RepShare
@@ -44,18 +43,23 @@ def predict(party: Party, plan: Plan, weights: Sequence[RepShare], x: RepShare) 
             f" fraction bits, got {list(x.shape)} with {x.fraction_bits}"
         )
     parameters = iter(weights)
-    for step in plan.layers:
-        x = _apply(party, step, x, parameters)
-    return x
+    values: dict[int, RepShare] = {0: x}
+    for number, step in enumerate(plan.layers):
+        values[number + 1] = _apply(party, step, [values[value] for value in step.inputs], parameters)
+        for value in step.inputs:
+            if plan.last_uses[value] == number:
+                values.pop(value, None)
+    return values[len(plan.layers)]
 
 
-def _apply(party: Party, step: Step, x: RepShare, parameters: Iterator[RepShare]) -> RepShare:
+def _apply(party: Party, step: Step, inputs: list[RepShare], parameters: Iterator[RepShare]) -> RepShare:
+    (x,) = inputs
     match step:
         case Conv2D():
             boxed = _locally(
                 x, lambda part: windows.box_sum(windows.pad(part, step.padding), step.box, step.box_step)
             )
-            return conv2d(party, boxed, next(parameters), step.stride) + next(parameters)
+            return conv2d(party, boxed, next(parameters), step.strides) + next(parameters)
         case Dense():
             return matmul(party, x, next(parameters)) + next(parameters)
         case SumPool2D():
@@ -63,11 +67,11 @@ def _apply(party: Party, step: Step, x: RepShare, parameters: Iterator[RepShare]
         case Truncate():
             return truncate(party, x, step.bits)
         case Relu():
-            return relu(party, x, step.window_bits)
-        case Flatten():
-            return x.reshape(x.shape[0], -1)
+            return relu(party, truncate(party, x, step.bits), step.window_bits)
+        case Reshape():
+            return x.reshape(x.shape[0], *step.output_shape)
         case _:
-            assert_never(step)
+            raise UnsupportedModelError(f"step {step.name!r} cannot be computed on shares yet")
 
 
 def _locally(x: RepShare, function: Callable[[RingArray], RingArray]) -> RepShare:

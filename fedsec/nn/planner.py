@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import math
-from typing import assert_never
 
 import numpy as np
 
@@ -70,7 +69,11 @@ class _Builder:
         self.steps: list[plan.Step] = []
         self.weights: Weights = []
 
-    def add(self, layer: DenseLayer | AveragePoolLayer | ReluLayer | FlattenLayer, *, last: bool) -> None:
+    @property
+    def here(self) -> tuple[int]:
+        return (len(self.steps),)
+
+    def add(self, layer: NetworkLayer, *, last: bool) -> None:
         match layer:
             case DenseLayer():
                 self.multiply(layer, last=last)
@@ -81,38 +84,40 @@ class _Builder:
             case FlattenLayer():
                 flat = (math.prod(self.shape),)
                 self.interval = self.interval.map(lambda values: values.reshape(1, -1))
-                self._append(plan.Flatten(name=layer.name, input_shape=self.shape, output_shape=flat))
+                self._append(
+                    plan.Reshape(name=layer.name, inputs=self.here, input_shape=self.shape, output_shape=flat)
+                )
             case _:
-                assert_never(layer)
+                raise UnsupportedModelError(
+                    f"layer {layer.name!r} is a {type(layer).__name__}, which cannot be planned yet"
+                )
 
     def convolve(self, layer: ConvLayer, pool: AveragePoolLayer | None, *, last: bool) -> None:
         box, box_strides = (pool.pool, pool.strides) if pool else ((1, 1), (1, 1))
-        if box_strides[0] != box_strides[1]:
-            self._misfit(
-                layer, f"pooled with strides {list(box_strides)}, where only equal ones are supported"
-            )
-        stride = layer.stride * box_strides[0]
+        down, across = layer.strides
+        strides = (down * box_strides[0], across * box_strides[1])
         sizes = [self._image(layer)[axis] + sum(layer.padding[axis]) for axis in (0, 1)]
-        joint = [layer.kernel.shape[i] + layer.stride * (box[i] - 1) for i in (0, 1)]
-        output = (*(windows.positions(sizes[i], joint[i], stride) for i in (0, 1)), layer.kernel.shape[3])
+        joint = [layer.kernel.shape[i] + layer.strides[i] * (box[i] - 1) for i in (0, 1)]
+        output = (*(windows.positions(sizes[i], joint[i], strides[i]) for i in (0, 1)), layer.kernel.shape[3])
         if layer.kernel.shape[2] != self.shape[2] or min(output) < 1:
             self._misfit(layer, f"a kernel of shape {list(layer.kernel.shape)}")
         kernel, bias, bits = self._folded(layer, math.prod(box))
         self.interval = self.interval.map(lambda values: windows.pad(values, layer.padding)).linear(
-            bounds.with_box(kernel, box, layer.stride),
-            bounds.with_box(np.abs(kernel), box, layer.stride),
+            bounds.with_box(kernel, box, layer.strides),
+            bounds.with_box(np.abs(kernel), box, layer.strides),
             bias,
-            lambda x, w: windows.conv2d(x, w, stride),
+            lambda x, w: windows.conv2d(x, w, strides),
         )
         step = plan.Conv2D(
             name=layer.name,
+            inputs=self.here,
             input_shape=self.shape,
             output_shape=output,
             kernel_shape=_four(layer.kernel.shape),
-            stride=stride,
+            strides=strides,
             padding=layer.padding,
             box=box,
-            box_step=layer.stride,
+            box_step=layer.strides,
             weight_fraction_bits=bits,
             bound=2.0**self.interval.exponent,
         )
@@ -127,6 +132,7 @@ class _Builder:
         self.interval = self.interval.linear(kernel, np.abs(kernel), bias, np.matmul)
         step = plan.Dense(
             name=layer.name,
+            inputs=self.here,
             input_shape=self.shape,
             output_shape=layer.kernel.shape[1:],
             weight_fraction_bits=bits,
@@ -148,6 +154,7 @@ class _Builder:
         self._append(
             plan.SumPool2D(
                 name=layer.name,
+                inputs=self.here,
                 input_shape=self.shape,
                 output_shape=output,
                 pool=layer.pool,
@@ -160,7 +167,14 @@ class _Builder:
         window = max(2, 1 + self.fraction_bits + self.interval.exponent)
         self.interval = self.interval.relu()
         self._append(
-            plan.Relu(name=layer.name, input_shape=self.shape, output_shape=self.shape, window_bits=window)
+            plan.Relu(
+                name=layer.name,
+                inputs=self.here,
+                input_shape=self.shape,
+                output_shape=self.shape,
+                bits=0,
+                window_bits=window,
+            )
         )
 
     def finish(self) -> tuple[plan.Plan, Weights]:
@@ -197,7 +211,7 @@ class _Builder:
         self.pending = 1
         return _rounded(kernel, bits), _rounded(layer.bias, self.fraction_bits + bits), bits
 
-    def _append_linear(self, step: plan.Linear, *, last: bool) -> None:
+    def _append_linear(self, step: plan.Conv2D | plan.Dense, *, last: bool) -> None:
         product_bits = self.fraction_bits + step.weight_fraction_bits
         # Truncation is proven for |z| < 2^(k-2); what is only decoded may use the whole ring.
         self._check_words(step.name, product_bits, RING64.bits - (1 if last else 2))
@@ -206,7 +220,17 @@ class _Builder:
             self.interval = self.interval.truncated(self.fraction_bits)
             name = f"{step.name} truncate"
             bits = step.weight_fraction_bits
-            self._append(plan.Truncate(name=name, input_shape=self.shape, output_shape=self.shape, bits=bits))
+            window = max(2, 1 + self.fraction_bits + self.interval.exponent)
+            self._append(
+                plan.Truncate(
+                    name=name,
+                    inputs=self.here,
+                    input_shape=self.shape,
+                    output_shape=self.shape,
+                    bits=bits,
+                    window_bits=window,
+                )
+            )
 
     def _append(self, step: plan.Step) -> None:
         self.steps.append(step)

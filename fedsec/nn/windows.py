@@ -6,6 +6,7 @@ that on shares they are local.
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,22 +23,29 @@ def pad(images: Image, padding: tuple[Pair, Pair]) -> Image:
     return np.pad(images, ((0, 0), *padding, (0, 0)))  # type: ignore[return-value]  # dtype and rank stay
 
 
-def box_sum(images: Image, box: Pair, step: int = 1) -> Image:
+def repeat_edge(images: Image, padding: tuple[Pair, Pair]) -> Image:
+    """Repeat every image's border outwards: the largest value of a window that reaches over it stays."""
+    if padding == ((0, 0), (0, 0)):
+        return images
+    return np.pad(images, ((0, 0), *padding, (0, 0)), mode="edge")  # type: ignore[return-value]  # as above
+
+
+def box_sum(images: Image, box: Pair, step: Pair = (1, 1)) -> Image:
     """Sum, at every place, the box of values that starts there.
 
     Args:
         images: Shape [N, H, W, C].
         box: Height and width of the box, in values.
-        step: Distance of neighbouring values in the box.
+        step: Distance of neighbouring values in the box, along rows and columns.
 
     Returns:
-        Shape [N, H - step*(box[0]-1), W - step*(box[1]-1), C].
+        Shape [N, H - step[0]*(box[0]-1), W - step[1]*(box[1]-1), C].
     """
     for axis in (0, 1):
-        size = images.shape[axis + 1] - step * (box[axis] - 1)
+        size = images.shape[axis + 1] - step[axis] * (box[axis] - 1)
         total = _slice(images, axis, 0, size).copy()
         for k in range(1, box[axis]):
-            total += _slice(images, axis, k * step, size)
+            total += _slice(images, axis, k * step[axis], size)
         images = total
     return images
 
@@ -47,22 +55,51 @@ def sum_pool(images: Image, pool: Pair, strides: Pair) -> Image:
     return box_sum(images, pool)[:, :: strides[0], :: strides[1]]  # type: ignore[return-value]  # a view of it
 
 
+def patches(images: Image, size: Pair, strides: Pair, dilation: Pair = (1, 1)) -> Image:
+    """Return a view of the values under every window that lies wholly inside.
+
+    Args:
+        images: Shape [N, H, W, C].
+        size: Height and width of the window, in values.
+        strides: Distance of neighbouring windows.
+        dilation: Distance of neighbouring values in a window.
+
+    Returns:
+        Shape [N, H', W', C, *size].
+    """
+    extent = tuple(dilation[axis] * (size[axis] - 1) + 1 for axis in (0, 1))
+    views = np.lib.stride_tricks.sliding_window_view(images, extent, axis=(1, 2))
+    rows = views[:, :: strides[0], :: strides[1]]
+    return rows[..., :: dilation[0], :: dilation[1]]  # type: ignore[return-value]  # a view of it
+
+
 def conv2d(
-    images: npt.NDArray[np.float64], kernel: npt.NDArray[np.float64], stride: int = 1
+    images: npt.NDArray[np.float64],
+    kernel: npt.NDArray[np.float64],
+    strides: Pair = (1, 1),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
 ) -> npt.NDArray[np.float64]:
     """Convolve in the clear, without padding.
 
     Args:
         images: Shape [N, H, W, C].
-        kernel: Shape [h, w, C, F].
-        stride: Of rows and columns alike.
+        kernel: Shape [h, w, C / groups, F].
+        strides: Distance of neighbouring places, along rows and columns.
+        dilation: Distance of neighbouring values under the kernel.
+        groups: Group g of the channels gives group g of the filters.
 
     Returns:
-        Shape [N, (H - h) // stride + 1, (W - w) // stride + 1, F].
+        Shape [N, H', W', F].
     """
-    windows = np.lib.stride_tricks.sliding_window_view(images, kernel.shape[:2], axis=(1, 2))
-    windows = windows[:, ::stride, ::stride]
-    product: npt.NDArray[np.float64] = np.tensordot(windows, kernel, axes=((4, 5, 3), (0, 1, 2)))
+    views = patches(images, (kernel.shape[0], kernel.shape[1]), strides, dilation)
+    parts = [
+        np.tensordot(channels, filters, axes=((4, 5, 3), (0, 1, 2)))
+        for channels, filters in zip(
+            np.split(views, groups, axis=3), np.split(kernel, groups, axis=3), strict=True
+        )
+    ]
+    product: npt.NDArray[np.float64] = np.concatenate(parts, axis=3)
     return product
 
 
@@ -75,3 +112,16 @@ def _slice(images: Image, axis: int, start: int, size: int) -> Image:
     index = [slice(None)] * images.ndim
     index[axis + 1] = slice(start, start + size)
     return images[tuple(index)]  # type: ignore[return-value]  # a view of it
+
+
+def spread(factors: Image, shape: tuple[int, ...]) -> Image:
+    """Return factors of a ``Scale`` step in a shape that broadcasts with examples of ``shape``."""
+    if factors.size == math.prod(shape):
+        return factors.reshape(shape)  # type: ignore[return-value]  # dtype stays
+    return factors
+
+
+def with_rank(examples: Image, rank: int) -> Image:
+    """Put axes of length one behind the batch axis, so that examples broadcast as without the batch."""
+    missing = rank - (examples.ndim - 1)
+    return examples.reshape(len(examples), *(1,) * missing, *examples.shape[1:])  # type: ignore[return-value]

@@ -11,7 +11,7 @@ import pytest
 from fedsec.errors import InputError, UsageError
 from fedsec.nn import Plan, load_weights, plan_network, save_weights
 from fedsec.nn.network import AveragePoolLayer, ConvLayer, DenseLayer, FlattenLayer, Network, ReluLayer
-from fedsec.nn.plan import MAX_ELEMENTS, Conv2D, Flatten, Relu, Truncate
+from fedsec.nn.plan import MAX_ELEMENTS, Conv2D, Relu, Reshape, Truncate
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_it_holds_the_steps_and_their_fraction_bits(planned: tuple[Plan, list[np
     plan, weights = planned
 
     kinds = [type(step).__name__ for step in plan.layers]
-    assert kinds == ["Conv2D", "Truncate", "Relu", "Flatten", "Dense"]
+    assert kinds == ["Conv2D", "Truncate", "Relu", "Reshape", "Dense"]
     assert [spec.shape for spec in plan.weight_specs] == [(3, 3, 1, 4), (4,), (36, 5), (5,)]
     assert [spec.shape for spec in plan.weight_specs] == [array.shape for array in weights]
     # A 2x2 pool divides by four: two more bits in the kernel, the same ring elements.
@@ -73,11 +73,11 @@ def changed(plan: Plan, number: int, **values: object) -> bytes:
     [
         (0, {"output_shape": [3, 3, 5]}),
         (0, {"kernel_shape": [3, 3, 2, 4]}),
-        (0, {"stride": 3}),
+        (0, {"strides": [3, 3]}),
         (0, {"box": [9, 9]}),
         (0, {"weight_fraction_bits": 63}),
         (0, {"padding": [[2, 0], [0, 0]]}),
-        (1, {"bits": 17}),
+        (1, {"bits": 35}),
         (2, {"window_bits": 64}),
         (2, {"input_shape": [1, 1, 1]}),
         (3, {"output_shape": [35]}),
@@ -98,7 +98,7 @@ def test_a_plan_that_does_not_follow_is_refused(
 @pytest.mark.parametrize(
     "values",
     [
-        {"version": 2}, {"ring_bits": 32}, {"fraction_bits": 3}, {"output_shape": [4]},
+        {"version": 1}, {"ring_bits": 32}, {"fraction_bits": 3}, {"output_shape": [4]},
         {"input_shape": [8, 8]}, {"layers": []}, {"input_low": 2.0}, {"surprise": 0},
     ],
 )  # fmt: skip
@@ -128,6 +128,7 @@ def test_a_kernel_too_large_is_refused() -> None:
     side = 1 << 13
     step = {
         "name": "d",
+        "inputs": [0],
         "input_shape": [side],
         "output_shape": [side],
         "weight_fraction_bits": 16,
@@ -142,8 +143,8 @@ def test_a_kernel_too_large_is_refused() -> None:
 
 
 CONV = {
-    "type": "conv2d", "name": "c", "input_shape": [1 << 12, 1 << 12, 1], "output_shape": [1, 1, 1],
-    "kernel_shape": [1, 1, 1, 1], "stride": 1 << 13, "weight_fraction_bits": 16, "bound": 1.0,
+    "type": "conv2d", "name": "c", "inputs": [0], "input_shape": [1 << 12, 1 << 12, 1],
+    "output_shape": [1, 1, 1], "kernel_shape": [1, 1, 1, 1], "strides": [1 << 13, 1 << 13], "weight_fraction_bits": 16, "bound": 1.0,
 }  # fmt: skip
 
 
@@ -155,7 +156,7 @@ CONV = {
         ({"input_shape": [1 << 12, 1 << 12, 2], "kernel_shape": [1, 1, 2, 1]}, 1 << 25),
         # Few inputs and outputs, but 2^25 values in patches: 1021 x 1021 positions of 4 x 8 places.
         (
-            {"input_shape": [1024, 1028, 1], "kernel_shape": [4, 8, 1, 1], "stride": 1,
+            {"input_shape": [1024, 1028, 1], "kernel_shape": [4, 8, 1, 1], "strides": [1, 1],
              "output_shape": [1021, 1021, 1]},
             1021 * 1021 * 32,
         ),
@@ -199,14 +200,14 @@ def test_weights_come_back_from_their_file(planned: tuple[Plan, list[np.ndarray]
 
 
 def test_steps_are_values() -> None:
-    step = Relu(name="r", input_shape=(3,), output_shape=(3,), window_bits=20)
+    step = Relu(name="r", inputs=(0,), input_shape=(3,), output_shape=(3,), bits=0, window_bits=20)
 
-    assert step == Relu(name="r", input_shape=(3,), output_shape=(3,), window_bits=20)
-    assert len({step, Flatten(name="f", input_shape=(3,), output_shape=(3,))}) == 2
+    assert step == Relu(name="r", inputs=(0,), input_shape=(3,), output_shape=(3,), bits=0, window_bits=20)
+    assert len({step, Reshape(name="f", inputs=(0,), input_shape=(3,), output_shape=(3,))}) == 2
     with pytest.raises(UsageError):
-        Truncate(name="t", input_shape=(3,), output_shape=(4,), bits=3)
-    with pytest.raises(UsageError, match="from input"):
+        Truncate(name="t", inputs=(0,), input_shape=(3,), output_shape=(4,), bits=3, window_bits=20)
+    with pytest.raises(UsageError, match="comes"):
         Conv2D(
-            name="c", input_shape=(2, 2, 1), output_shape=(1, 1, 1), kernel_shape=(3, 3, 1, 1), stride=1,
+            name="c", inputs=(0,), input_shape=(2, 2, 1), output_shape=(1, 1, 1), kernel_shape=(3, 3, 1, 1),
             weight_fraction_bits=16, bound=1.0,
         )  # fmt: skip
