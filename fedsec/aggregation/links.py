@@ -16,7 +16,7 @@ import msgspec
 from fedsec.aggregation.signing import Buffer
 from fedsec.errors import DeadlineError, PeerLostError, UsageError
 from fedsec.transport import Channel, Deadline, Endpoint, Identity, Meter
-from fedsec.transport.service import call
+from fedsec.transport.calling import call
 from fedsec.transport.tls import connect
 
 T = TypeVar("T", bound=msgspec.Struct)

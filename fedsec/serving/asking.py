@@ -1,19 +1,18 @@
-"""One request to each of the three parties at the same time, each over its own connection."""
+"""One request to each of the three parties at once, from one thread, each over its own connection."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Generic, TypeVar
 
 import msgspec
 
-from fedsec.errors import FedsecError
-from fedsec.transport import Channel, Deadline, Endpoint, Identity, Meter
-from fedsec.transport.service import call
+from fedsec.errors import DeadlineError, FedsecError
+from fedsec.transport import Deadline, Endpoint, Identity, Meter, SocketChannel
+from fedsec.transport.calling import Calling
+from fedsec.transport.several import wait_any
 from fedsec.transport.tls import connect
 
 GRACE_S = 2.0
@@ -30,45 +29,15 @@ class Ask:
     body: bytes = field(default=b"", repr=False)
     max_body_bytes: int = 0
 
-    def of(self, channel: Channel, reply: type[T], deadline: Deadline) -> tuple[T, bytearray]:
-        """Ask over a channel and return the answer."""
+    def send(self, channel: SocketChannel, reply: type[T], deadline: Deadline) -> Calling[T]:
+        """Send the request over a channel."""
         limit = self.max_body_bytes
-        return call(channel, self.message, reply, body=self.body, deadline=deadline, max_body_bytes=limit)
-
-
-@dataclass(slots=True)
-class _Outcomes(Generic[T]):
-    """What came back, by party; the first error in time is the one that tells most."""
-
-    replies: dict[int, tuple[T, bytearray]] = field(default_factory=dict)
-    errors: list[FedsecError] = field(default_factory=list)
-    changed: threading.Condition = field(default_factory=threading.Condition)
-
-    def settled(self, expected: int) -> bool:
-        """Whether every party has answered or failed."""
-        return len(self.replies) + len(self.errors) >= expected
-
-    def collect(self, index: int, ask: Callable[[], tuple[T, bytearray]]) -> None:
-        """Ask one party, in a thread of its own, and note what came."""
-        error: FedsecError | None = None
-        try:
-            answer = ask()
-        except FedsecError as failed:
-            error = failed
-        except Exception as unexpected:
-            # A thread's exception would be lost, and the caller would wait for ever.
-            error = FedsecError(f"the request to party {index} failed: {type(unexpected).__name__}")
-        with self.changed:
-            if error is None:
-                self.replies[index] = answer
-            else:
-                self.errors.append(error)
-            self.changed.notify_all()
+        return Calling(channel, self.message, reply, body=self.body, deadline=deadline, max_body_bytes=limit)
 
 
 def connect_all(
     parties: Sequence[Endpoint], identity: Identity, deadline: Deadline, meter: Meter
-) -> tuple[Channel, ...]:
+) -> tuple[SocketChannel, ...]:
     """Open a connection to every party, or to none.
 
     Raises:
@@ -85,33 +54,75 @@ def connect_all(
 
 
 def ask_each(
-    channels: Sequence[Channel], asks: Sequence[Ask], reply: type[T], deadline: Deadline
+    channels: Sequence[SocketChannel], asks: Sequence[Ask], reply: type[T], deadline: Deadline
 ) -> list[tuple[T, bytearray]]:
     """Ask every party at once; returns the replies in the parties' order.
 
-    The calls are made in threads because a party may answer only after all of them were asked.
+    All requests are sent before any answer is waited for, because a party may answer only after all of them
+    were asked.
 
     Raises:
         FedsecError: the first error that came, named after its party. Connections on which an answer is
-            still outstanding then are interrupted and closed.
+            still outstanding then are closed.
     """
-    outcomes: _Outcomes[T] = _Outcomes()
-    threads = [
-        threading.Thread(
-            target=outcomes.collect, args=(index, partial(ask.of, channel, reply, deadline)), daemon=True
-        )
-        for index, (channel, ask) in enumerate(zip(channels, asks, strict=True))
-    ]
+    round_ = _Round[T](deadline)
     # The leader, party 0, proposes a request as soon as it has its part: the others get theirs before.
-    for thread in reversed(threads):
-        thread.start()
-    with outcomes.changed:
-        outcomes.changed.wait_for(lambda: outcomes.errors or outcomes.settled(len(threads)))
-        outcomes.changed.wait_for(lambda: outcomes.settled(len(threads)), GRACE_S)
-    for channel, thread in zip(channels, threads, strict=True):
-        if thread.is_alive() and outcomes.errors:
-            channel.interrupt()
-        thread.join()
-    if outcomes.errors:
-        raise outcomes.errors[0]
-    return [outcomes.replies[index] for index in range(len(channels))]
+    for channel, ask in reversed(list(zip(channels, asks, strict=True))):
+        round_.send(channel, ask, reply)
+    while round_.waiting:
+        round_.hear()
+    if round_.error is not None:
+        raise round_.error
+    return [round_.replies[channel] for channel in channels]
+
+
+class _Round(Generic[T]):
+    """The requests under way; the first error in time is the one that tells most."""
+
+    def __init__(self, deadline: Deadline) -> None:
+        self.waiting: dict[SocketChannel, Calling[T]] = {}
+        self.replies: dict[SocketChannel, tuple[T, bytearray]] = {}
+        self.error: FedsecError | None = None
+        self._deadline = deadline
+
+    def send(self, channel: SocketChannel, ask: Ask, reply: type[T]) -> None:
+        """Send one request."""
+        try:
+            self.waiting[channel] = ask.send(channel, reply, self._deadline)
+        except FedsecError as error:
+            self._fail(error)
+
+    def hear(self) -> None:
+        """Wait for the next word of any party, or give up those that say none."""
+        names = " and ".join(channel.peer.name for channel in self.waiting)
+        try:
+            ready = wait_any(list(self.waiting), self._deadline.remaining(names))
+        except DeadlineError as error:
+            self._give_up(error)
+            return
+        for channel in ready:
+            self._hear(channel)
+
+    def _hear(self, channel: SocketChannel) -> None:
+        try:
+            answer = self.waiting[channel].hear()
+        except FedsecError as error:
+            del self.waiting[channel]
+            self._fail(error)
+            return
+        if answer is not None:
+            del self.waiting[channel]
+            self.replies[channel] = answer
+
+    def _fail(self, error: FedsecError) -> None:
+        if self.error is None:
+            self.error = error
+            grace = Deadline.after(GRACE_S)
+            self._deadline = min(self._deadline, grace, key=lambda deadline: deadline.at)
+
+    def _give_up(self, error: FedsecError) -> None:
+        """Close what still waits: an answer that came later would be taken for the next request's."""
+        for channel in self.waiting:
+            channel.close()
+        self.waiting.clear()
+        self._fail(error)

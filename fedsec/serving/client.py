@@ -24,7 +24,7 @@ from fedsec.serving.asking import Ask, ask_each, connect_all
 from fedsec.serving.limits import most_images
 from fedsec.serving.messages import ID_BYTES, Answer, Describe, Description, Query
 from fedsec.serving.weights import plan_from_wire
-from fedsec.transport import Channel, ClusterFile, Deadline, Identity, Meter
+from fedsec.transport import ClusterFile, Deadline, Identity, Meter, SocketChannel
 
 CONNECT_S = 15.0
 ANSWER_S = 60.0
@@ -51,7 +51,7 @@ class Client:
         meter: counts the bytes of this client's three connections.
     """
 
-    def __init__(self, channels: Sequence[Channel], service: bytes, plan: Plan, meter: Meter) -> None:
+    def __init__(self, channels: Sequence[SocketChannel], service: bytes, plan: Plan, meter: Meter) -> None:
         self.plan = plan
         self.meter = meter
         self._channels = tuple(channels)
@@ -227,7 +227,7 @@ def _agreed_plan(told: Sequence[Description], names: Sequence[str]) -> Plan:
     return plan_from_wire(told[0].plan, told[0].digest)
 
 
-def _close(channels: Sequence[Channel]) -> None:
+def _close(channels: Sequence[SocketChannel]) -> None:
     """Close all connections."""
     for channel in channels:
         channel.close()

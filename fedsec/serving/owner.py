@@ -30,7 +30,7 @@ from fedsec.serving.messages import (
 )
 from fedsec.serving.weights import flat_weights, plan_to_wire
 from fedsec.transport import Deadline, Endpoint, Identity, Meter
-from fedsec.transport.service import call
+from fedsec.transport.calling import call
 
 _CONNECT_S = 15.0
 _SHARE_S = 120.0

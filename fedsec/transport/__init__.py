@@ -10,7 +10,9 @@
 ``jobs``          several messages at once without deadlock
 ``memory``        channels inside one process
 ``tls``           connecting and accepting under mutual TLS with pinned keys
-``service``       requests and replies with bodies
+``service``       requests and replies, as a server sees them
+``calling``       the same as their sender sees them; ``bodies``: what they are made of
+``several``       waiting for several connections and a bell
 ``server``        the accepting side, bounded in number, time and memory
 ``meter``         what passed, counted at the channel; rounds from message logs
 ``readings``      another process' meter
@@ -19,6 +21,8 @@
 
 from __future__ import annotations
 
+from fedsec.transport.bodies import BodyReader
+from fedsec.transport.calling import ErrorReply, call
 from fedsec.transport.channel import Channel
 from fedsec.transport.cluster_file import ClusterFile, Endpoint
 from fedsec.transport.deadline import Deadline
@@ -28,7 +32,7 @@ from fedsec.transport.meter import MessageRecord, Meter, bytes_of, rounds_of
 from fedsec.transport.party_config import PartyConfig
 from fedsec.transport.readings import MeterReading, ReadMeter, meter_route, read_meter
 from fedsec.transport.server import Limits, Server, serve_channel
-from fedsec.transport.service import BodyReader, Call, ErrorReply, Reply, Route, call
+from fedsec.transport.service import Call, Reply, Route
 from fedsec.transport.sockets import SocketChannel, exchange
 from fedsec.transport.tls import connect
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
+from fedsec.transport.calling import call
 from fedsec.transport.channel import Channel
 from fedsec.transport.deadline import Deadline
 from fedsec.transport.identity import Role
 from fedsec.transport.meter import Counts, Meter
-from fedsec.transport.service import Call, Reply, Route, call
+from fedsec.transport.service import Call, Reply, Route
 
 
 class ReadMeter(msgspec.Struct, frozen=True, tag="read_meter"):

@@ -31,6 +31,7 @@ from fedsec.transport.tls import open_server
 
 _LOG = logging.getLogger(__name__)
 _JOIN_S = 5.0
+_DRAIN_S = 2.0
 _ACCEPT_S = 0.5
 
 
@@ -62,7 +63,25 @@ class Limits:
     request_s: float = 120.0
 
 
-def serve_channel(channel: Channel, routes: Iterable[Route], limits: Limits | None = None) -> bool:
+@dataclass(slots=True, eq=False)
+class Occupation:
+    """What the thread of one connection is doing, for whoever wants to end it.
+
+    Attributes:
+        busy: Whether a request has come whose answer is not sent yet.
+        ending: Whether the connection ends as soon as it is not busy.
+    """
+
+    busy: bool = False
+    ending: bool = False
+
+
+def serve_channel(
+    channel: Channel,
+    routes: Iterable[Route],
+    limits: Limits | None = None,
+    occupation: Occupation | None = None,
+) -> bool:
     """Answer requests on one channel until it ends, and close it.
 
     Works on any channel, so that roles can be tested over memory.
@@ -71,17 +90,20 @@ def serve_channel(channel: Channel, routes: Iterable[Route], limits: Limits | No
         channel: The connection.
         routes: What is answered.
         limits: Times; the defaults if None.
+        occupation: Told and asked before and after every request.
 
     Returns:
         Whether a handler has taken the channel over; then it is not closed.
     """
-    limits = limits or Limits()
+    limits, occupation = limits or Limits(), occupation or Occupation()
     table = {f"{route.tag}/request": route for route in routes}
     detached = False
     try:
-        while not detached:
+        while not detached and not occupation.ending:
             channel.wait(Deadline.after(limits.idle_s))
+            occupation.busy = True
             detached = _serve_one(channel, table, limits)
+            occupation.busy = False
     except PeerLostError as error:
         _LOG.debug("connection of %s ended: %s", channel.peer, error)
     except ProtocolError as error:
@@ -167,7 +189,7 @@ class Server:
         self._stopping = threading.Event()
         self._handshakes = threading.BoundedSemaphore(self.limits.max_handshakes)
         self._young: dict[socket.socket, float] = {}
-        self._channels: set[Channel] = set()
+        self._channels: dict[Channel, Occupation] = {}
         self._admitted: list[Peer] = []
         self._detached: weakref.WeakSet[Channel] = weakref.WeakSet()
         self._threads: set[threading.Thread] = set()
@@ -185,23 +207,36 @@ class Server:
     def stop(self) -> None:
         """Close every socket and join every thread; channels that were detached are interrupted.
 
-        A handler that is still at work is waited for, for 5 seconds in all.
+        Connections without a request end at once. The others may finish theirs and send its answer, for 2
+        seconds in all; a handler that is still at work then is waited for, for 5 seconds in all.
         """
+        began = time.monotonic()
         self._stopping.set()
         _shut_down(self._listener)
-        deadline = time.monotonic() + _JOIN_S
         if self._accepting.is_alive():
             self._accepting.join(_JOIN_S)
         self._listener.close()
         with self._lock:
             for handle in self._young:
                 _shut_down(handle)
-            channels, threads = [*self._channels, *self._detached], list(self._threads)
-        for channel in channels:
+            threads, busy = list(self._threads), []
+            for channel, occupation in self._channels.items():
+                occupation.ending = True
+                if occupation.busy:
+                    busy.append(channel)
+                else:
+                    channel.interrupt()
+            for channel in self._detached:
+                channel.interrupt()
+        self._join(threads, began + _DRAIN_S)
+        for channel in busy:
             channel.interrupt()
+        self._join(threads, began + _JOIN_S)
+
+    def _join(self, threads: Iterable[threading.Thread], until: float) -> None:
         for thread in threads:
             if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
+                thread.join(max(0.0, until - time.monotonic()))
 
     def __enter__(self) -> Self:
         self.start()
@@ -301,18 +336,18 @@ class Server:
             self._admitted.append(peer)
 
     def _serve(self, channel: Channel) -> None:
+        occupation = Occupation()
         with self._lock:
-            self._channels.add(channel)
-            stopping = self._stopping.is_set()
-        if stopping:
-            channel.interrupt()
+            self._channels[channel] = occupation
+            # A server that has begun to stop may not have seen this channel.
+            occupation.ending = self._stopping.is_set()
         try:
-            if serve_channel(channel, self.routes, self.limits):
+            if serve_channel(channel, self.routes, self.limits, occupation):
                 with self._lock:
                     self._detached.add(channel)
         finally:
             with self._lock:
-                self._channels.discard(channel)
+                self._channels.pop(channel, None)
 
 
 def _shut_down(sock: socket.socket) -> None:

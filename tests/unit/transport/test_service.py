@@ -27,7 +27,7 @@ from fedsec.transport import (
     read_meter,
     serve_channel,
 )
-from fedsec.transport.service import CHUNK_BYTES, UNASKED_BYTES
+from fedsec.transport.bodies import CHUNK_BYTES, UNASKED_BYTES
 
 
 class Ask(msgspec.Struct, tag="ask"):
