@@ -9,7 +9,7 @@ from fedsec.serving.messages import MAX_IMAGES
 
 BATCH_ELEMENTS = 1 << 22
 """Ring elements of the largest array of one step for a whole batch: a message of 32 MB, which has to pass
-within ``silence_s`` (27 Mbit/s at 10 s). A plan's single image may exceed it and is then computed alone."""
+within ``step_s`` (27 Mbit/s at 10 s). A plan's single image may exceed it and is then computed alone."""
 
 
 def most_images(plan: Plan) -> int:
@@ -30,11 +30,14 @@ class Limits:
         models: models held in memory.
         model_bytes: largest part of one model's weights, as it travels.
         heartbeat_s: an idle leader speaks this often, so that silence means something.
-        silence_s: longest wait for another party's next step; then the service ends naming it.
+        silence_s: longest wait between batches for another party's word; then the service ends naming it.
+        step_s: longest wait within a batch for another party's next step.
+        probe_s: time for another party to say how it is, once a service is broken.
         body_s: time for a request's part to come.
         part_s: how long a part waits for the others to have theirs and for its turn.
         answer_s: how long a request waits on once it is being computed.
         setup_s: time for the three parties to link up.
+        drain_s: how long a service that is to end goes on answering what it has accepted.
     """
 
     batch_images: int = MAX_IMAGES
@@ -45,8 +48,11 @@ class Limits:
     models: int = 8
     model_bytes: int = 1 << 29
     heartbeat_s: float = 1.0
-    silence_s: float = 10.0
+    silence_s: float = 5.0
+    step_s: float = 10.0
+    probe_s: float = 1.5
     body_s: float = 30.0
     part_s: float = 10.0
     answer_s: float = 60.0
     setup_s: float = 20.0
+    drain_s: float = 3.0

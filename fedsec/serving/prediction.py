@@ -13,43 +13,40 @@ from pathlib import Path
 
 from fedsec.errors import (
     DeadlineError,
-    FedsecError,
-    PeerLostError,
     ServiceEndedError,
     TrustError,
     UsageError,
-    by_code,
 )
 from fedsec.ring import Ring
 from fedsec.serving import parts
 from fedsec.serving.agreement import RequestKey, Verdict, judge_alone, refusal
 from fedsec.serving.ledger import Ledger
 from fedsec.serving.limits import Limits, most_images
-from fedsec.serving.links import LinkDesk
 from fedsec.serving.messages import (
     Answer,
     Describe,
     Description,
     ForgetModel,
-    LinkOpened,
+    LedgerPage,
     ModelForgotten,
     ModelHeld,
     OpenLink,
     Query,
+    ReadCount,
+    ReadLedger,
     ReadStatus,
     Serve,
+    ServiceCount,
     ShareModel,
     Status,
     StopService,
 )
+from fedsec.serving.neighbours import Neighbours
 from fedsec.serving.running import RunningService, Terms
 from fedsec.serving.shelf import HeldModel, Shelf
 from fedsec.serving.weights import join_weights, plan_from_wire, weight_elements
-from fedsec.transport import Channel, Deadline, Endpoint, Identity, Meter, Role
-from fedsec.transport.service import Call, Reply, Route, call
-from fedsec.transport.tls import connect
-
-_PROBE_S = 2.0
+from fedsec.transport import Deadline, Endpoint, Identity, Meter, Role
+from fedsec.transport.service import Call, Reply, Route
 
 
 class PredictionService:
@@ -80,12 +77,10 @@ class PredictionService:
         if len(parties) != parts.PARTIES or identity.name not in names:
             raise UsageError(f"expected {identity.name} to be one of three computing parties, got {names}")
         self.party_id = names.index(identity.name)
-        self._identity = identity
         self._parties = parties
-        self._meter = meter
         self._limits = limits or Limits()
+        self._neighbours = Neighbours(identity, parties, meter, self._limits)
         self._ledger = Ledger(state / "serving.sqlite")
-        self._desk = LinkDesk(keep_s=self._limits.setup_s)
         self._shelf = Shelf(self._limits.models)
         self._lock = threading.Lock()
         self._service: RunningService | None = None
@@ -100,18 +95,24 @@ class PredictionService:
             Route(Serve, owner, self._serve),
             Route(StopService, owner, self._stop_service),
             Route(ReadStatus, owner | party, self._read_status),
-            Route(OpenLink, party, self._open_link),
+            Route(ReadCount, owner, self._read_count),
+            Route(ReadLedger, owner, self._read_ledger),
+            Route(OpenLink, party, self._neighbours.open_link),
             Route(Describe, user, self._describe),
             Route(Query, user, self._query, self._query_bytes, seconds=self._limits.body_s),
         ]
 
-    def stop(self, wait_s: float = 2.0) -> None:
-        """Leave a running service, cleanly if the others answer in time, and close the ledger."""
+    def stop(self, wait_s: float = 1.0) -> None:
+        """Leave a running service, cleanly if the others answer in time, and close the ledger.
+
+        Args:
+            wait_s: for the others, after what was accepted is answered.
+        """
         with self._lock:
             service = self._service
         if service is not None:
             self._end(service, wait_s)
-        self._desk.close()
+        self._neighbours.close()
         self._ledger.close()
 
     # The owner's requests.
@@ -184,8 +185,8 @@ class PredictionService:
                 held,
                 book,
                 limits=self._limits,
-                link_up=lambda deadline: self._link_up(terms, deadline),
-                explain=lambda error: self._explain(terms.service, error),
+                link_up=lambda deadline: self._neighbours.link_up(terms, deadline),
+                explain=lambda error: self._neighbours.explain(terms.service, error),
             )
             service.start()
         service.await_started(Deadline.after(3 * self._limits.setup_s))
@@ -196,13 +197,13 @@ class PredictionService:
         with self._lock:
             service = self._service
         if service is not None:
-            self._end(service, self._limits.silence_s + self._limits.heartbeat_s)
+            self._end(service, self._limits.silence_s + self._limits.heartbeat_s, by_owner=True)
         return Reply(self._status())
 
-    def _end(self, service: RunningService, wait_s: float) -> None:
+    def _end(self, service: RunningService, wait_s: float, *, by_owner: bool = False) -> None:
         """End a service: in step with the others, or else by breaking its links."""
-        service.leave()
-        self._desk.give_up(service.terms.service)
+        service.leave(by_owner=by_owner)
+        self._neighbours.give_up(service.terms.service)
         if not service.await_end(wait_s):
             service.break_off()
             service.await_end(wait_s)
@@ -224,65 +225,17 @@ class PredictionService:
             return Status(state="idle", models=self._shelf.ids())
         return service.status(self._shelf.ids())
 
-    # The links between the parties.
+    def _read_count(self, request: Call) -> Reply:
+        """Say how much a service has answered, from the ledger: also one from before a restart."""
+        message: ReadCount = request.message
+        answered = self._ledger.answered(message.service)
+        known = answered is not None
+        return Reply(ServiceCount(service=message.service, known=known, answered=answered or 0))
 
-    def _open_link(self, request: Call) -> None:
-        """Put the previous party's link on the desk, for the service that it names."""
-        message: OpenLink = request.message
-        previous = self._parties[(self.party_id - 1) % parts.PARTIES]
-        if (request.peer.name, request.peer.public_key) != (previous.name, previous.public_key):
-            raise TrustError(
-                f"expected a link from {previous.name}, got one from {request.peer}; it was refused"
-            )
-        self._desk.put(message.service, message.terms, request.detach(LinkOpened(service=message.service)))
-
-    def _link_up(self, terms: Terms, deadline: Deadline) -> tuple[Channel, Channel]:
-        """Dial the following party, take the previous one's link."""
-        following = self._parties[(self.party_id + 1) % parts.PARTIES]
-        previous = self._parties[(self.party_id - 1) % parts.PARTIES]
-        channel = connect(following, self._identity, deadline=deadline, meter=self._meter)
-        try:
-            opened = OpenLink(service=terms.service, terms=terms.digest())
-            call(channel, opened, LinkOpened, deadline=deadline)
-            return self._desk.take(previous.name, terms.service, terms.digest(), deadline), channel
-        except BaseException:
-            channel.close()
-            raise
-
-    def _explain(self, service: bytes, error: FedsecError) -> FedsecError:
-        """Find out who is behind a broken service: a party that is gone, or one that ended it for a reason.
-
-        The first error that a party sees may name the wrong one: when party 2 dies, party 1 gives up
-        and closes its links, and party 0 may notice that first.
-        """
-        if not isinstance(error, PeerLostError):
-            return error
-        gone: list[str] = []
-        for other in self._parties:
-            if other.name == self._identity.name:
-                continue
-            try:
-                status = self._probe(other)
-            except PeerLostError:
-                gone.append(other.name)
-                continue
-            except FedsecError:
-                continue
-            told = by_code(status.code)
-            if status.service == service and status.code and not issubclass(told, PeerLostError):
-                return told(f"{other.name} ended the service: {status.text}")
-        if gone:
-            return PeerLostError(
-                f"{' and '.join(gone)} was lost ({error.code}): the service has ended; start the party again "
-                "and share the model with all three anew"
-            )
-        return error
-
-    def _probe(self, other: Endpoint) -> Status:
-        """Ask another party how its service is, over a connection of its own."""
-        deadline = Deadline.after(_PROBE_S)
-        with connect(other, self._identity, deadline=deadline, meter=self._meter) as channel:
-            return call(channel, ReadStatus(), Status, deadline=deadline)[0]
+    def _read_ledger(self, request: Call) -> Reply:
+        """List the newest queries: who, when, how many images; there is no more than that."""
+        message: ReadLedger = request.message
+        return Reply(LedgerPage(queries=tuple(self._ledger.queries(message.before, message.most))))
 
     # The users' requests.
 
@@ -330,6 +283,7 @@ class PredictionService:
         verdict = judge_alone(key, message.images, service.book)
         if verdict is not Verdict.ACCEPT:
             raise refusal(verdict, message.images, service.book, key.fingerprint)
+        service.book.meet(key.fingerprint, request.peer.name)
         size, ring = message.images * prod(plan.input_shape), Ring(plan.ring_bits)
         ticket = service.room.admit(
             key, message.images, lambda: parts.join(self.party_id, request.body.read(), size, ring)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -104,6 +105,8 @@ class RunningService:
         self._link_up = link_up
         self._explain = explain
         self._leaving = threading.Event()
+        self._since = time.time()
+        self._by_owner = False
         self._links: tuple[Channel, ...] = ()
         self._changed = threading.Condition()
         self._state: State = "starting"
@@ -151,12 +154,24 @@ class RunningService:
             mode=self.terms.mode,
             reveals=self.terms.reveals,
             answered=self.book.answered(),
+            waiting=self.room.occupied,
+            since=self._since,
+            by_owner=self._by_owner,
             code="" if error is None else error.code,
             text="" if error is None else str(error),
         )
 
-    def leave(self) -> None:
-        """Ask all three parties to end with the next step."""
+    def leave(self, *, by_owner: bool = False) -> None:
+        """Answer what was accepted, refuse what is new, then ask all three parties to end with the next step.
+
+        Args:
+            by_owner: whether the service's owner wants it, or this party alone.
+        """
+        with self._changed:
+            self._by_owner = by_owner
+        who = "its owner" if by_owner else "this party"
+        ending = ServiceEndedError(f"the service is being stopped by {who}: nothing new is accepted")
+        self.room.drain(ending, self._limits.drain_s)
         self._leaving.set()
         self.room.wake()
 
@@ -234,7 +249,7 @@ class RunningService:
         zeros = np.zeros((1, *self.held.plan.input_shape), dtype=party.ring.dtype)
         party.wait_s = self._limits.setup_s
         compute(RepShare(own=zeros, next=zeros, fraction_bits=self.held.plan.fraction_bits))
-        party.wait_s = self._limits.silence_s
+        party.wait_s = self._limits.step_s
 
     def _become(self, state: State, error: FedsecError | None) -> None:
         """Change the state and tell whoever waits for it."""

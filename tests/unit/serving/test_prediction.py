@@ -279,9 +279,11 @@ def test_threat_30_no_party_gets_both_of_what_another_gets(trio: Any, model: Mod
             received = sum(
                 record.size
                 for record in meter.log
-                if record.event == "receive" and record.sender == "user" and record.label == "query/body"
+                if record.event == "receive" and record.sender == "user" and record.label == "query/request"
             )
-            assert received == parts.body_bytes(party, 36, RING64)
+            query = messages.Query(service=b"s" * 16, request=b"r" * 16, images=1)
+            around = 8 + len(msgspec.msgpack.encode(query))
+            assert received == around + parts.body_bytes(party, 36, RING64)
 
 
 ROLES = [Role.PARTY, Role.HOSPITAL, Role.SERVER, Role.OWNER, Role.USER]
@@ -300,6 +302,8 @@ SAMPLES = {
     messages.Serve: messages.Serve(service=b"s" * 16, model=b"m" * 16),
     messages.StopService: messages.StopService(),
     messages.ReadStatus: messages.ReadStatus(),
+    messages.ReadCount: messages.ReadCount(service=b"s" * 16),
+    messages.ReadLedger: messages.ReadLedger(),
     messages.OpenLink: messages.OpenLink(service=b"s" * 16, terms=b"t" * 32),
     messages.Describe: messages.Describe(),
     messages.Query: messages.Query(service=b"s" * 16, request=b"r" * 16, images=1),
@@ -411,7 +415,7 @@ def test_threat_39_a_link_under_another_key_is_refused(trio: Any) -> None:
         peer = replace(channel.peer, name="party-2", public_key=bytes(32))
     request = SimpleNamespace(message=SAMPLES[messages.OpenLink], peer=peer, detach=pytest.fail)
     with pytest.raises(TrustError, match="expected a link from party-2"):
-        trio.services[0]._open_link(request)
+        trio.services[0]._neighbours.open_link(request)
 
 
 @pytest.mark.parametrize("change", [{"request": b"x" * 16}, {"images": 2}, {"fraction_bits": 1}])
@@ -508,7 +512,7 @@ def test_an_error_while_looking_for_the_culprit_still_closes_the_service(
     def broken(*_: Any) -> FedsecError:
         raise ValueError("canary")
 
-    monkeypatch.setattr(trio.services[0], "_explain", broken)
+    monkeypatch.setattr(trio.services[0]._neighbours, "explain", broken)
     with serve(trio, model), client(trio):
         service = trio.services[0]._service
         trio.services[2]._service.break_off()
@@ -517,3 +521,79 @@ def test_an_error_while_looking_for_the_culprit_still_closes_the_service(
         with pytest.raises(FedsecError, match="internal error"):
             service.room.check_open()
     assert "canary" not in caplog.text
+
+
+def test_threat_32_what_the_owner_does_not_allow_is_refused_before_the_part_is_read(
+    trio: Any, model: Model
+) -> None:
+    with serve(trio, model) as owner, client(trio) as user:
+        for party in range(3):
+            query = messages.Query(service=user._service, request=b"r" * 16, images=1, reveal="label")
+            # The body is announced with a size that no part has: it is not even looked at.
+            error = query_to(trio, party, "user", query, b"")
+            assert isinstance(error, TrustError)
+            assert "the owner allows logits" in str(error)
+        assert owner.status().answered == 0
+
+
+def test_the_ledger_names_the_certificate_and_is_for_the_owner(trio: Any, model: Model) -> None:
+    with serve(trio, model) as owner, client(trio, "eve") as user:
+        user.predict(images(2))
+        service = owner.status().service
+        for party in range(3):
+            with channel_to(trio, party, "owner") as channel:
+                page, _ = call(
+                    channel, messages.ReadLedger(), messages.LedgerPage, deadline=Deadline.after(5)
+                )
+                assert [(one.name, one.images, one.reveal) for one in page.queries] == [("eve", 2, "logits")]
+                told, _ = call(
+                    channel,
+                    messages.ReadCount(service=service),
+                    messages.ServiceCount,
+                    deadline=Deadline.after(5),
+                )
+                assert (told.known, told.answered) == (True, 2)
+                other = messages.ReadCount(service=b"o" * 16)
+                assert not call(channel, other, messages.ServiceCount, deadline=Deadline.after(5))[0].known
+
+
+def test_stopping_answers_what_was_accepted_and_refuses_what_is_new(
+    trio: Any, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, weights = model
+    with serve(trio, model) as owner, client(trio) as user, client(trio, "eve") as late:
+        running = [service._service for service in trio.services]
+        let_go = threading.Event()
+        charge = running[0].book.charge
+        monkeypatch.setattr(running[0].book, "charge", lambda batch: (let_go.wait(10), charge(batch)))
+        with ThreadPoolExecutor(2) as pool:
+            accepted = pool.submit(user.predict, images(1))
+            while [service.room.occupied for service in running] != [1, 1, 1]:
+                time.sleep(0.01)
+            stopped = pool.submit(owner.stop)
+            while any(service.room._ending is None for service in running):
+                time.sleep(0.01)
+            with pytest.raises(ServiceEndedError, match="being stopped by its owner"):
+                late.predict(images(1))
+            let_go.set()
+            expected = plaintext.predict(plan, weights, images(1))
+            np.testing.assert_allclose(accepted.result(10), expected, atol=2e-3)
+            last = stopped.result(10)
+        assert (last.state, last.by_owner, last.answered) == ("stopped", True, 1)
+
+
+def test_a_request_that_cannot_be_answered_delays_the_end_by_a_limit_only(
+    start_trio: Callable[..., Any], model: Model
+) -> None:
+    trio = start_trio(replace(LIMITS, part_s=20.0, drain_s=0.2))
+    with serve(trio, model) as owner, client(trio) as user:
+        bodies = parts.split(np.zeros(36, np.uint64))
+        query = messages.Query(service=user._service, request=b"r" * 16, images=1)
+        with ThreadPoolExecutor(1) as pool:
+            alone = pool.submit(query_to, trio, 0, "user", query, bodies[0])
+            while trio.services[0]._service.room.occupied != 1:
+                time.sleep(0.01)
+            began = time.monotonic()
+            assert owner.stop().state == "stopped"
+            assert time.monotonic() - began < 5
+            assert isinstance(alone.result(5), ServiceEndedError)
