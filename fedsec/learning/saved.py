@@ -27,6 +27,17 @@ _MODULES = {
     "keras.regularizers",
 }
 
+# Functional models and the arithmetic of their tensors have no public home: each by its own name.
+_OPERATIONS = {
+    "keras.src.activations.activations": {"ReLU"},
+    "keras.src.models.functional": {"Functional"},
+    "keras.src.ops.nn": {
+        "Elu", "Gelu", "HardSigmoid", "HardSilu", "HardTanh", "LeakyRelu", "Relu", "Relu6", "Selu", "Sigmoid",
+        "Silu", "Softmax", "Softplus",
+    },
+    "keras.src.ops.numpy": {"Add", "Divide", "Multiply", "Negative", "Subtract", "Tanh", "TrueDivide"},
+}  # fmt: skip
+
 
 def load_keras(path: Path | str) -> keras.Model:
     """Load a model saved by ``model.save``, without its optimizer and loss.
@@ -77,10 +88,11 @@ def _config_of_h5(file: Path) -> Any:
 def _check(config: Any, file: Path) -> None:
     """Walk through a configuration and refuse what is not Keras' own."""
     if isinstance(config, dict):
-        module = config.get("module") or "keras"
-        if config.get("class_name") in {"Lambda", "__lambda__", "function"} or module not in _MODULES:
+        module, name = config.get("module") or "keras", config.get("class_name")
+        known = module in _MODULES or name in _OPERATIONS.get(module, ())
+        if name in {"Lambda", "__lambda__", "function"} or not known:
             raise UnsupportedModelError(
-                f"{file} refers to {config.get('class_name')!r} of {module!r}: code from a file is never run;"
+                f"{file} refers to {name!r} of {module!r}: code from a file is never run;"
                 " build the model of Keras' own layers only"
             )
     if isinstance(config, dict | list):
