@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import ipaddress
 import shutil
 import socket
 import sys
@@ -30,6 +29,7 @@ from fedsec.transport import (
     connect,
     read_meter,
 )
+from fedsec.transport.cluster_file import is_loopback
 
 READY_S = 20.0
 """Seconds until every party must accept connections; one takes about 0.5 s on an idle machine."""
@@ -64,6 +64,8 @@ class Cluster:
         minimum_cohort: Fewest hospitals in a sum, enforced by each party and each hospital.
         limits: What hospitals admit otherwise; by default what is usual for this cluster.
         command: How a party is started; for tests.
+        insecure_plaintext: For measuring what TLS costs: all parties are on this machine, and after the
+            handshake shares go in the clear. Every connection says so.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Cluster:
         minimum_cohort: int = 3,
         limits: TrustLimits | None = None,
         command: Sequence[str] = PARTY_COMMAND,
+        insecure_plaintext: bool = False,
     ) -> None:
         self._parties = tuple(parties)
         self._folder = None if folder is None else Path(folder).resolve()
@@ -83,6 +86,7 @@ class Cluster:
         self._minimum_cohort = minimum_cohort
         self._limits = limits
         self._command = tuple(command)
+        self._insecure_plaintext = insecure_plaintext
         self._file: Path | None = None
         self._keys: LocalKeys | None = None
         self._processes: dict[str, PartyProcess] = {}
@@ -98,6 +102,7 @@ class Cluster:
         minimum_cohort: int = 3,
         limits: TrustLimits | None = None,
         command: Sequence[str] = PARTY_COMMAND,
+        insecure_plaintext: bool = False,
     ) -> Self:
         """Return a cluster whose parties all run on this machine; see the class for the arguments.
 
@@ -109,6 +114,7 @@ class Cluster:
             minimum_cohort: Fewest hospitals in a sum.
             limits: What hospitals admit otherwise.
             command: How a party is started; for tests.
+            insecure_plaintext: For measuring what TLS costs; see the class.
 
         Raises:
             UsageError: The number of ports is not that of parties.
@@ -126,6 +132,7 @@ class Cluster:
             minimum_cohort=minimum_cohort,
             limits=limits,
             command=command,
+            insecure_plaintext=insecure_plaintext,
         )
 
     @classmethod
@@ -272,7 +279,7 @@ class Cluster:
             listeners = {
                 name: sockets.enter_context(_bind(name, host, port))
                 for name, host, port in self._parties
-                if _is_here(host)
+                if is_loopback(host)
             }
             self._write_files(listeners)
             for name, listener in listeners.items():
@@ -284,7 +291,7 @@ class Cluster:
             name: (host, listeners[name].getsockname()[1] if name in listeners else port)
             for name, host, port in self._parties
         }
-        cluster = self.keys.cluster_file(addresses)
+        cluster = self.keys.cluster_file(addresses, insecure_plaintext=self._insecure_plaintext)
         cluster.save(self.file)
         limits = self._limits or TrustLimits(
             fewest_aggregators=len(self._parties), minimum_cohort=self._minimum_cohort
@@ -334,13 +341,6 @@ def wait_for_port(endpoint: Endpoint, deadline: Deadline) -> None:
         f"expected {endpoint.name} to accept connections at {endpoint.address} in {deadline.seconds:g} s: "
         f"{reason}; start it there with `fedsec party`"
     )
-
-
-def _is_here(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _bind(name: str, host: str, port: int) -> socket.socket:

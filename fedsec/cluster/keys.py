@@ -55,11 +55,14 @@ class LocalKeys:
         """Return where the trust file of a hospital is, once :func:`write_trust_files` has written it."""
         return self.folder / "trust" / f"{hospital}.toml"
 
-    def cluster_file(self, addresses: Mapping[str, tuple[str, int]]) -> ClusterFile:
+    def cluster_file(
+        self, addresses: Mapping[str, tuple[str, int]], *, insecure_plaintext: bool = False
+    ) -> ClusterFile:
         """Return the cluster file of everyone in the folder.
 
         Args:
             addresses: Host and port of each party by name.
+            insecure_plaintext: For measuring only; see ``ClusterFile``.
         """
         public = {name: Identity.load(self.identity(name)) for name in (*self.parties, *self.hospitals)}
         server = Identity.load(self.identity(SERVER))
@@ -69,6 +72,7 @@ class LocalKeys:
             server=server.public_key,
             owner=Identity.load(self.identity(OWNER)).public_key,
             hospitals={name: public[name].public_key for name in self.hospitals},
+            insecure_plaintext=insecure_plaintext,
         )
 
 

@@ -63,7 +63,14 @@ def run(config: PartyConfig, listen_fd: int | None = None, watch_stdin: bool = F
         prediction = _prediction(config, identity, cluster, meter)
         services = [service for service in (aggregator, prediction) if service is not None]
         routes = [meter_route(meter), *(route for service in services for route in service.routes())]
-        server = Server(_listener(config, listen_fd), identity, routes, meter=meter, admit=cluster.admit)
+        server = Server(
+            _listener(config, listen_fd),
+            identity,
+            routes,
+            meter=meter,
+            admit=cluster.admit,
+            insecure_plaintext=cluster.insecure_plaintext,
+        )
         # Left in reverse order: the services end while their links, which the server knows, still work.
         stack.callback(server.stop)
         for service in services:

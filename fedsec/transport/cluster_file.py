@@ -5,8 +5,9 @@ It holds nothing secret and is the same for all; each organisation compares it, 
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ VERSION = 1
 FEWEST_PARTIES = 2
 MOST_PARTIES = 7
 COMPUTING_PARTIES = 3
-_KEYS = ("version", "authority", "server", "owner", "parties", "hospitals")
+_KEYS = ("version", "authority", "server", "owner", "parties", "hospitals", "insecure_plaintext")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,14 @@ class Endpoint:
         host: Host name or address.
         port: TCP port.
         public_key: 32 raw Ed25519 bytes.
+        insecure_plaintext: After the handshake everything goes in the clear; see :class:`ClusterFile`.
     """
 
     name: str
     host: str
     port: int
     public_key: bytes
+    insecure_plaintext: bool = False
 
     @property
     def address(self) -> str:
@@ -66,6 +69,14 @@ class Endpoint:
         return {"name": self.name, "host": self.host, "port": self.port, "public_key": self.public_key.hex()}
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine's own loopback address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def parse_key(text: str, where: str) -> bytes:
     """Return the 32 bytes of a public key written in hex.
 
@@ -92,6 +103,8 @@ class ClusterFile:
         owner: Public key of the model's owner, if there is one.
         hospitals: Enrolled hospitals: name to public key.
         version: Version of the file's format.
+        insecure_plaintext: For measuring what TLS costs, and for nothing else: after the mutual handshake
+            the two ends leave TLS, and shares go over this machine's loopback in the clear.
     """
 
     authority: str
@@ -100,8 +113,11 @@ class ClusterFile:
     owner: bytes | None = None
     hospitals: dict[str, bytes] = field(default_factory=dict)
     version: int = VERSION
+    insecure_plaintext: bool = False
 
     def __post_init__(self) -> None:
+        if self.insecure_plaintext:
+            self._allow_plaintext()
         if not FEWEST_PARTIES <= len(self.parties) <= MOST_PARTIES:
             raise UsageError(f"expected {FEWEST_PARTIES} to {MOST_PARTIES} parties, got {len(self.parties)}")
         names = [*(party.name for party in self.parties), *self.hospitals]
@@ -110,6 +126,17 @@ class ClusterFile:
             raise UsageError(
                 "expected each party and hospital to have its own name and key; one is there twice"
             )
+
+    def _allow_plaintext(self) -> None:
+        """Let every endpoint know, if all are on this machine."""
+        for party in self.parties:
+            if not is_loopback(party.host):
+                raise UsageError(
+                    f"insecure_plaintext is for measuring on one machine, and {party.name} is at "
+                    f"{party.address}, not at its loopback address; take the key out of the cluster file"
+                )
+        endpoints = tuple(replace(party, insecure_plaintext=True) for party in self.parties)
+        object.__setattr__(self, "parties", endpoints)
 
     @property
     def computing(self) -> tuple[Endpoint, ...]:
@@ -181,11 +208,14 @@ class ClusterFile:
                 check_name(name): parse_key(str(key), f"{where} [hospitals]")
                 for name, key in hospitals.items()
             },
+            insecure_plaintext=toml.expect(table, "insecure_plaintext", bool, where, False),
         )
 
     def save(self, path: Path) -> None:
         """Write the file in one step."""
         table: dict[str, Any] = {"version": self.version, "authority": self.authority}
+        if self.insecure_plaintext:
+            table["insecure_plaintext"] = True
         if self.server is not None:
             table["server"] = self.server.hex()
         if self.owner is not None:

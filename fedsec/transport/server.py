@@ -165,6 +165,7 @@ class Server:
         limits: Bounds on connections and times.
         meter: Counts what passes over all connections.
         admit: Raises TrustError for a peer that may not connect; usually ``ClusterFile.admit``.
+        insecure_plaintext: As the cluster file says: for measuring only.
     """
 
     def __init__(
@@ -176,12 +177,14 @@ class Server:
         limits: Limits | None = None,
         meter: Meter | None = None,
         admit: Callable[[Peer], None] | None = None,
+        insecure_plaintext: bool = False,
     ) -> None:
         self.identity = identity
         self.routes = tuple(routes)
         self.limits = limits or Limits()
         self.meter = Meter() if meter is None else meter
         self._admit = admit
+        self._insecure_plaintext = insecure_plaintext
         self._listener = address if isinstance(address, socket.socket) else _listen(address)
         # Where shutting a listening socket down does not end accept(), the timeout does.
         self._listener.settimeout(_ACCEPT_S)
@@ -305,7 +308,14 @@ class Server:
             admitted.append(peer)
 
         try:
-            return open_server(sock, self.identity, deadline=deadline, meter=self.meter, admit=admit)
+            return open_server(
+                sock,
+                self.identity,
+                deadline=deadline,
+                meter=self.meter,
+                admit=admit,
+                insecure_plaintext=self._insecure_plaintext,
+            )
         except FedsecError as error:
             _LOG.info("a connection was refused: %s", error)
         except Exception as error:

@@ -153,6 +153,22 @@ class SocketChannel(Channel):
         while not self._readable.poll(deadline.poll_ms(self.peer.name)):
             pass
 
+    def leave_tls(self, deadline: Deadline) -> None:
+        """Say goodbye to TLS and go on over the bare socket; the other end must do the same here.
+
+        Raises:
+            PeerLostError: The other end did not, or closed the connection.
+        """
+        if self._tls is None:
+            return
+        self._tls.settimeout(deadline.remaining(self.peer.name))
+        try:
+            self._sock = self._tls.unwrap()
+        except (OSError, ValueError) as error:
+            raise self.lost(error) from error
+        self._tls = None
+        self._sock.setblocking(False)
+
     def interrupt(self) -> None:
         """Shut the connection down without freeing the socket, so that another thread's wait ends."""
         # Not SSLSocket.shutdown: that drops the TLS state under a thread that may be using it.

@@ -3,10 +3,15 @@
 A client whose certificate is refused does not notice in its handshake: in TLS 1.3 the refusal comes with
 the first read. So the accepting end speaks first, and the connecting end sends nothing before it has read
 that hello: no byte of a share leaves towards a peer that may yet refuse or turn out to be another.
+
+For measuring what TLS costs there is a switch, ``insecure_plaintext``, in the cluster file. Both ends must
+have it, both addresses must be this machine's, and it takes the handshake, pins and hellos as they are:
+only then do both ends leave TLS. It is never a fallback, and every such connection logs a warning.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
 import socket
 import ssl
@@ -15,7 +20,7 @@ from collections.abc import Callable
 import msgspec
 
 from fedsec.errors import DeadlineError, FedsecError, PeerLostError, ProtocolError, TrustError, by_code
-from fedsec.transport.cluster_file import Endpoint
+from fedsec.transport.cluster_file import Endpoint, is_loopback
 from fedsec.transport.deadline import Deadline
 from fedsec.transport.decoding import MALFORMED
 from fedsec.transport.frames import WIRE_VERSION
@@ -27,6 +32,7 @@ PROTOCOL_VERSION = 1
 MOST_SESSION_BYTES = 64
 _MOST_HELLO_BYTES = 1024
 _NONCE_BYTES = 32
+_LOG = logging.getLogger(__name__)
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
@@ -38,6 +44,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
         session: Set by the connecting end: what both ends put into every later tag.
         refusal: Set by the accepting end that refuses: the code of an error.
         text: Why it refuses.
+        insecure_plaintext: This end is set to leave TLS after the hellos, and expects the other to do so.
     """
 
     protocol: int
@@ -45,6 +52,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
     session: bytes = b""
     refusal: str = ""
     text: str = ""
+    insecure_plaintext: bool = False
 
 
 def connect(
@@ -113,9 +121,14 @@ def open_client(
         _check_pinned(peer, endpoint, expected_role)
         channel = SocketChannel(wrapped, identity.name, peer, meter)
         theirs = _receive_hello(channel, deadline)
-        _check_hello(theirs, peer)
-        _send_hello(channel, Hello(PROTOCOL_VERSION, secrets.token_bytes(_NONCE_BYTES), session), deadline)
+        plaintext = endpoint.insecure_plaintext
+        _check_hello(theirs, peer, plaintext=plaintext)
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        ours = Hello(PROTOCOL_VERSION, nonce, session, insecure_plaintext=plaintext)
+        _send_hello(channel, ours, deadline)
         channel.session = session
+        if plaintext:
+            _leave_tls(channel, wrapped, deadline)
     except BaseException:
         wrapped.close()
         raise
@@ -129,6 +142,7 @@ def open_server(
     deadline: Deadline,
     meter: Meter | None = None,
     admit: Callable[[Peer], None] | None = None,
+    insecure_plaintext: bool = False,
 ) -> SocketChannel:
     """Accept the other end over a connected socket, which is closed on any error.
 
@@ -138,6 +152,7 @@ def open_server(
         deadline: When to give up; bounds a peer that sends a byte a second.
         meter: Counts what passes; a new one by default.
         admit: Raises TrustError for a peer that may not connect; the peer is told.
+        insecure_plaintext: As in the cluster file; the other end must have it too.
 
     Raises:
         TrustError: Its certificate is not by our authority, or it was not admitted.
@@ -158,10 +173,13 @@ def open_server(
                 channel, Hello(PROTOCOL_VERSION, nonce, refusal=error.code, text=str(error)[:500]), deadline
             )
             raise
-        _send_hello(channel, Hello(PROTOCOL_VERSION, nonce), deadline)
+        ours = Hello(PROTOCOL_VERSION, nonce, insecure_plaintext=insecure_plaintext)
+        _send_hello(channel, ours, deadline)
         theirs = _receive_hello(channel, deadline)
-        _check_hello(theirs, peer)
+        _check_hello(theirs, peer, plaintext=insecure_plaintext)
         channel.session = theirs.session
+        if insecure_plaintext:
+            _leave_tls(channel, wrapped, deadline)
     except BaseException:
         wrapped.close()
         raise
@@ -223,7 +241,18 @@ def _check_pinned(peer: Peer, endpoint: Endpoint, role: Role) -> None:
         )
 
 
-def _check_hello(hello: Hello, peer: Peer) -> None:
+def _leave_tls(channel: SocketChannel, wrapped: ssl.SSLSocket, deadline: Deadline) -> None:
+    for name in (wrapped.getsockname(), wrapped.getpeername()):
+        if not (isinstance(name, tuple) and is_loopback(name[0])):
+            raise TrustError(
+                f"insecure_plaintext is for measuring on one machine, and the connection with {channel.peer} "
+                "is not on its loopback address: the connection was closed"
+            )
+    channel.leave_tls(deadline)
+    _LOG.warning("INSECURE: everything to and from %s goes in plaintext (insecure_plaintext)", channel.peer)
+
+
+def _check_hello(hello: Hello, peer: Peer, *, plaintext: bool) -> None:
     if hello.refusal:
         raise by_code(hello.refusal)(f"{peer.name} refused the connection: {hello.text}")
     if hello.protocol != PROTOCOL_VERSION:
@@ -231,10 +260,19 @@ def _check_hello(hello: Hello, peer: Peer) -> None:
             f"expected protocol version {PROTOCOL_VERSION} (wire {WIRE_VERSION}) from {peer}, "
             f"got {hello.protocol}; both ends need the same release of fedsec"
         )
+    if hello.insecure_plaintext != plaintext:
+        raise TrustError(
+            f"this end is set to {_means(plaintext)} and {peer.name} to {_means(hello.insecure_plaintext)}: "
+            "both need the same insecure_plaintext in their cluster files; nothing was sent"
+        )
     if len(hello.nonce) != _NONCE_BYTES or len(hello.session) > MOST_SESSION_BYTES:
         raise ProtocolError(
             f"expected a nonce of {_NONCE_BYTES} bytes, a session up to {MOST_SESSION_BYTES} from {peer}"
         )
+
+
+def _means(plaintext: bool) -> str:
+    return "plaintext" if plaintext else "TLS"
 
 
 def _send_hello(channel: SocketChannel, hello: Hello, deadline: Deadline) -> None:
