@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedsec.nn import Plan
+from fedsec.nn import Plan, Reveal
 from fedsec.serving.messages import MAX_IMAGES
 
 BATCH_ELEMENTS = 1 << 22
@@ -12,9 +13,13 @@ BATCH_ELEMENTS = 1 << 22
 within ``step_s`` (27 Mbit/s at 10 s). A plan's single image may exceed it and is then computed alone."""
 
 
-def most_images(plan: Plan) -> int:
-    """Images of one batch, and of one request: all parties and clients derive it from the public plan."""
-    return max(1, min(MAX_IMAGES, BATCH_ELEMENTS // plan.largest_array))
+def most_images(plan: Plan, reveals: Sequence[Reveal] = ("logits",)) -> int:
+    """Images of one batch, and of one request.
+
+    All parties and clients derive it from what is public: the plan, and what may be revealed of its answers.
+    """
+    largest = max(plan.with_head(reveal).largest_array for reveal in reveals)
+    return max(1, min(MAX_IMAGES, BATCH_ELEMENTS // largest))
 
 
 @dataclass(frozen=True, slots=True)

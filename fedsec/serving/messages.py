@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from fedsec.nn import Reveal
+
 ID_BYTES = 16
 """Length of model, service and request ids: 16 bytes from the operating system's generator."""
 
@@ -31,9 +33,6 @@ Limit = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 ImageCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_IMAGES)]
 PlanBytes = Annotated[bytes, msgspec.Meta(max_length=262_144)]
-
-Reveal = Literal["logits", "probabilities", "label", "top3"]
-"""What a request opens to its sender, and to nobody else."""
 
 Reveals = Annotated[tuple[Reveal, ...], msgspec.Meta(min_length=1, max_length=4)]
 """What the owner of a model allows to be opened."""

@@ -90,8 +90,12 @@ class Neighbours:
                 continue
             except FedsecError:
                 continue
+            if status.service != service:
+                # It runs, but knows nothing of the service: it was started anew meanwhile.
+                gone.append(other.name)
+                continue
             told = by_code(status.code)
-            if status.service == service and status.code and not issubclass(told, PeerLostError):
+            if status.code and not issubclass(told, PeerLostError):
                 return told(f"{other.name} ended the service: {status.text}")
         if gone:
             return PeerLostError(

@@ -11,19 +11,33 @@ import os
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, get_args
 
-from fedsec.errors import DeadlineError, FedsecError, ProtocolError, ServiceEndedError, UsageError, by_code
-from fedsec.nn import Plan, Weights
+from fedsec.errors import (
+    DeadlineError,
+    FedsecError,
+    PeerLostError,
+    ProtocolError,
+    ServiceEndedError,
+    UsageError,
+    by_code,
+)
+from fedsec.nn import REVEALS, Plan, Reveal, Weights
 from fedsec.serving import parts
 from fedsec.serving.asking import Ask, ask_each, connect_all
 from fedsec.serving.messages import (
     ID_BYTES,
     ForgetModel,
+    LedgerPage,
+    Mode,
     ModelForgotten,
     ModelHeld,
+    QueryRecord,
+    ReadCount,
+    ReadLedger,
     ReadStatus,
     Serve,
+    ServiceCount,
     ShareModel,
     Status,
     StopService,
@@ -35,7 +49,9 @@ from fedsec.transport.calling import call
 _CONNECT_S = 15.0
 _SHARE_S = 120.0
 _START_S = 90.0
-_ANSWER_S = 40.0
+_STOP_S = 40.0
+_ANSWER_S = 8.0
+"""A party that does not say within this time how it is counts as lost: it never computes to answer that."""
 _POLL_S = 2.0
 
 
@@ -99,7 +115,14 @@ class Owner:
         return model
 
     def serve(
-        self, num_requests: int | None = None, *, model_id: bytes | None = None, quota: int | None = None
+        self,
+        num_requests: int | None = None,
+        *,
+        model_id: bytes | None = None,
+        quota: int | None = None,
+        mode: Mode = "dealt",
+        reveals: Sequence[Reveal] = ("logits",),
+        answered: int = 0,
     ) -> Status:
         """Start serving; returns when users can ask.
 
@@ -108,9 +131,12 @@ class Owner:
             model_id: which model; the last one shared by default.
             quota: images that one certificate may ask of the model, over all its services; no limit
                 by default.
+            mode: how the parties compute.
+            reveals: what users may ask for; each is rehearsed before users can ask.
+            answered: images of ``num_requests`` that earlier runs of this service have answered.
 
         Raises:
-            UsageError: nothing was shared, a service runs already, or a limit is below 1.
+            UsageError: nothing was shared, a service runs already, or a limit, mode or reveal is none.
             PeerLostError, DeadlineError: a party was lost; the text names it.
         """
         model = self._model if model_id is None else model_id
@@ -119,14 +145,25 @@ class Owner:
         for name, limit in (("num_requests", num_requests), ("quota", quota)):
             if limit is not None and limit < 1:
                 raise UsageError(f"{name}: expected at least 1 image or None for no limit, got {limit}")
-        for channel, status in zip(self._channels, self._statuses(), strict=True):
+        _check_known("mode", [mode], get_args(Mode))
+        _check_known("reveal", reveals, REVEALS)
+        for channel, status in zip(self._channels, self.statuses(), strict=True):
             if model not in status.models:
                 raise UsageError(
                     f"{channel.peer.name} holds no part of this model: share it with all three again"
                 )
             if status.state in {"starting", "serving"}:
                 raise UsageError(f"{channel.peer.name} serves already: stop that service first")
-        message = Serve(service=os.urandom(ID_BYTES), model=model, num_requests=num_requests, quota=quota)
+        message = Serve(
+            service=os.urandom(ID_BYTES),
+            model=model,
+            num_requests=num_requests,
+            quota=quota,
+            answered=answered,
+            mode=mode,
+            # In one order and once each, so that all that differs in two services' terms is meant to.
+            reveals=tuple(reveal for reveal in REVEALS if reveal in reveals),
+        )
         replies = ask_each(self._channels, [Ask(message)] * 3, Status, Deadline.after(_START_S))
         return replies[0][0]
 
@@ -152,10 +189,10 @@ class Owner:
         while True:
             wait_s = _POLL_S if end is None else max(0.0, min(_POLL_S, end - time.monotonic()))
             asks = [Ask(ReadStatus(wait_s=wait_s))] * 3
-            replies = ask_each(self._channels, asks, Status, Deadline.after(_ANSWER_S))
+            replies = ask_each(self._channels, asks, Status, Deadline.after(wait_s + _ANSWER_S))
             done = [status for status, _ in replies if status.state not in {"starting", "serving"}]
             if len(done) == len(replies):
-                return _told(done)
+                return _told([channel.peer.name for channel in self._channels], done)
             if end is not None and time.monotonic() >= end:
                 raise DeadlineError(
                     f"the service still runs after {timeout_s:g} s, {replies[0][0].answered} images answered"
@@ -163,8 +200,29 @@ class Owner:
 
     def stop(self) -> Status:
         """End the service, if one runs; returns when all three parties have ended it."""
-        replies = ask_each(self._channels, [Ask(StopService())] * 3, Status, Deadline.after(_ANSWER_S))
+        replies = ask_each(self._channels, [Ask(StopService())] * 3, Status, Deadline.after(_STOP_S))
         return replies[0][0]
+
+    def answered(self, service: bytes) -> int:
+        """Return how many images a service has answered, also before a restart of a party.
+
+        An answer needs all three parties, so no party's ledger counts fewer than were given; the largest
+        count also holds what a crash has interrupted.
+        """
+        replies = ask_each(
+            self._channels, [Ask(ReadCount(service=service))] * 3, ServiceCount, Deadline.after(_ANSWER_S)
+        )
+        return max(count.answered for count, _ in replies)
+
+    def ledger(self, most: int = 20, before: int | None = None) -> tuple[QueryRecord, ...]:
+        """Return the newest queries in the leader's ledger, the last one first.
+
+        Args:
+            most: how many, at most 1,000.
+            before: only those with a lower number, to page on to older ones.
+        """
+        asked = ReadLedger(most=most, before=before)
+        return call(self._channels[0], asked, LedgerPage, deadline=Deadline.after(_ANSWER_S))[0].queries
 
     def forget(self, model_id: bytes | None = None) -> None:
         """Let all three parties drop their parts of a model that is not being served.
@@ -193,17 +251,33 @@ class Owner:
     ) -> None:
         self.close()
 
-    def _statuses(self) -> list[Status]:
-        """Return all three parties' statuses."""
+    def statuses(self) -> list[Status]:
+        """Return all three parties' statuses, in their order."""
         replies = ask_each(self._channels, [Ask(ReadStatus())] * 3, Status, Deadline.after(_ANSWER_S))
         return [status for status, _ in replies]
 
 
-def _told(statuses: Sequence[Status]) -> Status:
+def _check_known(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse what no party knows.
+
+    Raises:
+        UsageError: the text names what there is.
+    """
+    if not given or any(one not in known for one in given):
+        raise UsageError(f"{what}: expected {', '.join(known)}, got {', '.join(given) or 'none'}")
+
+
+def _told(names: Sequence[str], statuses: Sequence[Status]) -> Status:
     """Return the final status, or raise what a party says broke the service."""
     for status in statuses:
-        if status.state == "idle":
-            raise ServiceEndedError("no service runs, and none has run since the party started")
         if status.state == "failed":
             raise by_code(status.code)(status.text)
+    idle = [name for name, status in zip(names, statuses, strict=True) if status.state == "idle"]
+    if len(idle) == len(statuses):
+        raise ServiceEndedError("no service runs, and none has run since the parties started")
+    if idle:
+        raise PeerLostError(
+            f"{' and '.join(idle)} was started anew and knows nothing of the service: share the model with "
+            "all three again"
+        )
     return statuses[0]

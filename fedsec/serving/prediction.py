@@ -21,7 +21,7 @@ from fedsec.ring import Ring
 from fedsec.serving import parts
 from fedsec.serving.agreement import RequestKey, Verdict, judge_alone, refusal
 from fedsec.serving.ledger import Ledger
-from fedsec.serving.limits import Limits, most_images
+from fedsec.serving.limits import Limits
 from fedsec.serving.messages import (
     Answer,
     Describe,
@@ -267,9 +267,10 @@ class PredictionService:
                 f"reveal={message.reveal!r} is not allowed here: the owner allows "
                 f"{', '.join(service.terms.reveals)}; nothing was charged"
             )
-        if message.images > most_images(plan):
+        if message.images > service.batch_images:
             raise UsageError(
-                f"a request for this model may have {most_images(plan)} images, this one has {message.images}"
+                f"a request for this model may have {service.batch_images} images, this one has "
+                f"{message.images}"
             )
         size = message.images * prod(plan.input_shape)
         return parts.body_bytes(self.party_id, size, Ring(plan.ring_bits))
@@ -301,7 +302,7 @@ class PredictionService:
             Answer(
                 request=message.request,
                 images=message.images,
-                fraction_bits=plan.output_fraction_bits,
+                fraction_bits=service.heads[message.reveal].output_fraction_bits,
                 reveal=message.reveal,
             ),
             ticket.outcome(),

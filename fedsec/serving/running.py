@@ -19,13 +19,13 @@ import numpy as np
 from fedsec.errors import FedsecError, ServiceEndedError
 from fedsec.mpc.party import Party
 from fedsec.mpc.session import establish
-from fedsec.nn import layers
+from fedsec.nn import Reveal, layers
 from fedsec.ring import Ring
 from fedsec.serving.consistency import compare_weights
 from fedsec.serving.ledger import ServiceBook
 from fedsec.serving.limits import Limits, most_images
 from fedsec.serving.loop import ServiceLoop, Table
-from fedsec.serving.messages import Mode, Reveal, State, Status
+from fedsec.serving.messages import Mode, State, Status
 from fedsec.serving.shelf import HeldModel
 from fedsec.serving.waiting import WaitingRoom
 from fedsec.sharing.replicated import RepShare
@@ -99,7 +99,8 @@ class RunningService:
             max_per_user=limits.waiting_per_user,
             max_images_per_user=limits.waiting_images_per_user,
         )
-        self.batch_images = min(limits.batch_images, most_images(held.plan))
+        self.heads = {reveal: held.plan.with_head(reveal) for reveal in terms.reveals}
+        self.batch_images = min(limits.batch_images, most_images(held.plan, terms.reveals))
         self._party_id = party_id
         self._limits = limits
         self._link_up = link_up
