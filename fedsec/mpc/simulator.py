@@ -14,7 +14,17 @@ from typing import Generic, TypeVar
 
 from fedsec.errors import PeerLostError
 from fedsec.mpc.costs import Cost
-from fedsec.mpc.party import DEFAULT_WAIT_S, STREAM_PURPOSES, Layout, PairStreams, Party, Stream
+from fedsec.mpc.party import (
+    DEALT_PURPOSE,
+    DEFAULT_WAIT_S,
+    STREAM_PURPOSES,
+    BlockStreams,
+    DealtStreams,
+    Layout,
+    PairStreams,
+    Party,
+    Stream,
+)
 from fedsec.ring import RING64, KeyedStream, Ring, RingArray, derive_key, fresh_key
 from fedsec.sharing.replicated import PARTIES
 from fedsec.transport import MemoryChannel, MessageRecord, Meter, bytes_of, memory_mesh, rounds_of
@@ -87,6 +97,30 @@ class RecordingStream:
         taken = self._inner.words(shape, ring)
         self._view.add(Draw(self._pair, taken.copy()))
         return taken
+
+
+class _OneStream:
+    """A broken stream for all dealt blocks of a pair: a test breaks words, not how keys are derived."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def block(self, context: bytes) -> Stream:
+        """Return the one stream."""
+        return self._stream
+
+
+class _RecordingBlocks:
+    """Streams of dealt blocks that note in a view what was taken from them."""
+
+    def __init__(self, inner: BlockStreams, pair: Pair, view: View) -> None:
+        self._inner = inner
+        self._pair = pair
+        self._view = view
+
+    def block(self, context: bytes) -> Stream:
+        """Return the stream of a block."""
+        return RecordingStream(self._inner.block(context), self._pair, self._view)
 
 
 class RecordingParty(Party):
@@ -194,7 +228,14 @@ def _streams(
 ) -> PairStreams:
     pair = (min(ends), max(ends))
     made = [make_stream(derive_key(secrets[pair], purpose=purpose), view) for purpose in STREAM_PURPOSES]
-    return PairStreams(*(RecordingStream(stream, pair, view) for stream in made) if record else made)
+    secret = derive_key(secrets[pair], purpose=DEALT_PURPOSE)
+    honest = make_stream is honest_stream
+    dealt: BlockStreams = DealtStreams(secret) if honest else _OneStream(make_stream(secret, view))
+    if not record:
+        return PairStreams(*made, dealt)
+    return PairStreams(
+        *(RecordingStream(stream, pair, view) for stream in made), _RecordingBlocks(dealt, pair, view)
+    )
 
 
 def _wire(mesh: Mapping[tuple[str, str], MemoryChannel], name: str) -> bytes:
