@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
 import shutil
 import socket
 import sys
@@ -16,9 +15,10 @@ from types import TracebackType
 from typing import Self
 
 from fedsec.aggregation.trust import TrustLimits
+from fedsec.cluster.addresses import listen, wait_for_port
 from fedsec.cluster.keys import OWNER, LocalKeys, identity_path, make_local_keys, numbered, write_trust_files
 from fedsec.cluster.process import PartyProcess
-from fedsec.errors import PeerLostError, UsageError
+from fedsec.errors import FedsecError, UsageError
 from fedsec.transport import (
     ClusterFile,
     Deadline,
@@ -35,7 +35,8 @@ READY_S = 20.0
 """Seconds until every party must accept connections; one takes about 0.5 s on an idle machine."""
 STOP_S = 5.0
 """Seconds between SIGTERM and SIGKILL."""
-_LOOK_S = 0.1
+ALIVE_S = 3.0
+"""Seconds in which a party that is well completes a handshake."""
 LOCALHOST = "127.0.0.1"
 PARTY_COMMAND = (sys.executable, "-m", "fedsec", "party")
 Address = tuple[str, str, int]
@@ -244,6 +245,40 @@ class Cluster:
         for process in self._processes.values():
             process.check()
 
+    def revive(self) -> list[str]:
+        """Start every local party again that has ended, or that does not answer, at its old address.
+
+        One that does not answer is killed first; a party keeps its durable state and loses what it held in
+        memory: shares of models, and its sessions.
+
+        Returns:
+            The names of those that were started.
+
+        Raises:
+            PeerLostError: One ended again at once; the text names it, with the end of its log.
+            DeadlineError: One did not get ready within 20 s.
+            UsageError: Another process has taken its port.
+        """
+        lost = [endpoint for endpoint in self.endpoints if self._is_lost(endpoint)]
+        for endpoint in lost:
+            self._processes[endpoint.name].end(0.0)
+            self._start(endpoint.name, listen(endpoint.name, endpoint.host, endpoint.port))
+        deadline = Deadline.after(READY_S)
+        for endpoint in lost:
+            self._processes[endpoint.name].wait_ready(deadline)
+        return [endpoint.name for endpoint in lost]
+
+    def _is_lost(self, endpoint: Endpoint) -> bool:
+        """Say whether a party that was started here has ended, or completes no handshake."""
+        process = self._processes.get(endpoint.name)
+        if process is None or process.exit_code() is not None:
+            return process is not None
+        try:
+            connect(endpoint, Identity.load(self.identity(OWNER)), deadline=Deadline.after(ALIVE_S)).close()
+        except FedsecError:
+            return True
+        return False
+
     def pids(self) -> dict[str, int]:
         """Return the process id of each local party that was started."""
         return {name: process.pid for name, process in self._processes.items() if process.pid is not None}
@@ -277,14 +312,17 @@ class Cluster:
         self._keys = make_local_keys(self._folder / "keys", names, self._hospitals)
         with contextlib.ExitStack() as sockets:
             listeners = {
-                name: sockets.enter_context(_bind(name, host, port))
+                name: sockets.enter_context(listen(name, host, port))
                 for name, host, port in self._parties
                 if is_loopback(host)
             }
             self._write_files(listeners)
             for name, listener in listeners.items():
-                process = self._processes[name] = PartyProcess(name, self._folder / "logs" / f"{name}.log")
-                process.start([*self._command, "--config", str(self._config_path(name))], listener)
+                self._start(name, listener)
+
+    def _start(self, name: str, listener: socket.socket) -> None:
+        process = self._processes[name] = PartyProcess(name, self.folder / "logs" / f"{name}.log")
+        process.start([*self._command, "--config", str(self._config_path(name))], listener)
 
     def _write_files(self, listeners: dict[str, socket.socket]) -> None:
         addresses = {
@@ -318,36 +356,3 @@ class Cluster:
         for endpoint in others:
             # That someone listens is enough here: every connection that follows pins name, role and key.
             wait_for_port(endpoint, deadline)
-
-
-def wait_for_port(endpoint: Endpoint, deadline: Deadline) -> None:
-    """Wait until somebody accepts TCP connections at a party's address.
-
-    Raises:
-        PeerLostError: Nobody did in time; the text names the party.
-    """
-    reason = "no answer"
-    while not deadline.passed:
-        try:
-            socket.create_connection(
-                (endpoint.host, endpoint.port), timeout=deadline.remaining(endpoint.name)
-            ).close()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            time.sleep(_LOOK_S)
-        else:
-            return
-    raise PeerLostError(
-        f"expected {endpoint.name} to accept connections at {endpoint.address} in {deadline.seconds:g} s: "
-        f"{reason}; start it there with `fedsec party`"
-    )
-
-
-def _bind(name: str, host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), backlog=1024)
-    except OSError as error:
-        hint = "another process listens there" if error.errno == errno.EADDRINUSE else error.strerror
-        raise UsageError(
-            f"expected port {port} of {host} to be free for {name}: {hint}; take another"
-        ) from error
