@@ -150,9 +150,9 @@ def _alone(name: str, site: Site) -> int:
 
 
 def _register(name: str, *types: type, on_shares: str, only: str = "") -> None:
-    names = tuple(dict.fromkeys(cls.__name__ for cls in types))
+    layers = (cls.__name__ for cls in types if issubclass(cls, L.Layer))
 
-    @converts(*types, on_shares=on_shares, only=only, names=names)
+    @converts(*types, on_shares=on_shares, only=only, names=(*layers, f"activation {name}"))
     def convert(site: Site) -> int:
         return _alone(name, site)
 

@@ -105,6 +105,8 @@ class Entry:
     """What of the layer is not supported; empty if all is."""
 
 
+_PAGE_ORDER = [f"{__package__}.{name}" for name in ("linear", "pooling", "activations", "merging")]
+
 _BY_TYPE: dict[type, Converter] = {}
 _ENTRIES: list[Entry] = []
 
@@ -133,8 +135,8 @@ def converts(
 
 
 def entries() -> tuple[Entry, ...]:
-    """Return all kinds of layers, in the order of their registration."""
-    return tuple(_ENTRIES)
+    """Return all kinds of layers, sorted as a reader looks for them."""
+    return tuple(sorted(_ENTRIES, key=lambda entry: _PAGE_ORDER.index(entry.convert.__module__)))
 
 
 def floats(variable: Any) -> Floats:

@@ -49,8 +49,8 @@ def calls_of(model: Any, ignored: frozenset[type]) -> list[Call]:
         ignored: Layers that hand on what they get in a prediction; they are left out.
 
     Raises:
-        UnsupportedModelError: If the model is no graph of layers, has several inputs or outputs, does not
-            know its shapes, or calls a layer as in training; the text says what to do.
+        UnsupportedModelError: If the model is no graph of layers, has several inputs or outputs, or does not
+            know its shapes; the text says what to do.
     """
     graph = _graph_of(model)
     ends = {"input": graph.inputs, "output": graph.outputs}
@@ -81,7 +81,6 @@ class _Walk:
         for node in _in_order(graph):
             operation = node.operation
             given = [numbers[id(tensor)] for tensor in node.input_tensors]
-            _check_call(node)
             if isinstance(operation, keras.Model):
                 outputs = self._nested(operation, node, given, prefix)
             elif type(operation) in self._ignored:
@@ -148,14 +147,6 @@ def _in_order(graph: Any) -> Iterator[Any]:
         for node in by_depth[depth]:
             if not node.is_input:
                 yield node
-
-
-def _check_call(node: Any) -> None:
-    if node.arguments.kwargs.get("training"):
-        raise UnsupportedModelError(
-            f"layer {node.operation.name!r} is called with training=True, so that it would be random or"
-            " depend on the other images also in a prediction: call it without"
-        )
 
 
 def _operand(argument: Any) -> Any:
