@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from fedsec.errors import UsageError
 from fedsec.lab.serving import serve_at, serve_here
+from fedsec.lab.share import Offer
+from fedsec.nn import REVEALS
+from fedsec.serving.messages import Mode
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +20,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--num-requests", type=int, metavar="N", help="images to answer, then end; without it, until Ctrl-C"
+    )
+    parser.add_argument(
+        "--quota", type=int, metavar="N", help="images that one certificate may ask for; without it, no limit"
+    )
+    parser.add_argument(
+        "--reveal",
+        action="append",
+        choices=REVEALS,
+        help="what users may ask for, and nothing else leaves the parties; may be repeated (logits)",
+    )
+    parser.add_argument(
+        "--mode",
+        choices=get_args(Mode),
+        default="dealt",
+        help="dealt: randomness is prepared while the parties are idle; plain: nothing is (dealt)",
     )
     parser.add_argument(
         "--ports",
@@ -37,20 +56,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until the requests are answered or a signal comes."""
-    if options.num_requests is not None and options.num_requests < 1:
-        raise UsageError(f"--num-requests: expected at least 1 image, got {options.num_requests}")
+    offer = _offer(options)
     if (options.cluster is None) != (options.identity is None):
         raise UsageError("--cluster and --identity belong together: the parties, and who the owner is")
     if options.cluster is None:
-        answered = serve_here(
-            options.model, options.num_requests, runs=options.runs, ports=options.ports, say=_say
-        )
+        answered = serve_here(options.model, offer, runs=options.runs, ports=options.ports, say=_say)
     elif options.ports:
         raise UsageError("--ports is for parties started here; with --cluster they already run")
     else:
-        answered = serve_at(options.model, options.cluster, options.identity, options.num_requests, say=_say)
+        answered = serve_at(options.model, options.cluster, options.identity, offer, say=_say)
     _say(f"answered {answered} image(s); the service has ended")
     return 0
+
+
+def _offer(options: argparse.Namespace) -> Offer:
+    for name, limit in (("--num-requests", options.num_requests), ("--quota", options.quota)):
+        if limit is not None and limit < 1:
+            raise UsageError(f"{name}: expected at least 1 image, got {limit}")
+    return Offer(
+        num_requests=options.num_requests,
+        quota=options.quota,
+        reveals=tuple(options.reveal or ("logits",)),
+        mode=options.mode,
+    )
 
 
 def _say(text: str) -> None:

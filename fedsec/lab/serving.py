@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedsec.cluster.cluster import Cluster
-from fedsec.errors import PeerLostError
 from fedsec.lab.experiment import local_cluster
+from fedsec.lab.keeping import Say, keep
 from fedsec.lab.rundir import RunFolder
-from fedsec.lab.share import SharedModel, plan_of, share
+from fedsec.lab.share import Offer, SharedModel, plan_of, share
 from fedsec.nn import save_weights
 from fedsec.scenario import Scenario
 
-Say = Callable[[str], None]
 
-
-def serve_here(
-    model: Path, num_requests: int | None, *, runs: Path, ports: Sequence[int] | None = None, say: Say
-) -> int:
+def serve_here(model: Path, offer: Offer, *, runs: Path, ports: Sequence[int] | None = None, say: Say) -> int:
     """Start parties on this machine, serve a model, and stop them when it is done.
 
-    A run's parties get the keys they had in training. A Keras file gets a run folder of its own.
+    A run's parties get the keys they had in training. A Keras file gets a run folder of its own. A party that
+    dies is started again, and the service goes on.
 
     Args:
         model: The folder of a run, or a ``.keras`` or ``.h5`` file.
-        num_requests: Images to answer; without it until a signal.
+        offer: What users are granted; without a number of images the service goes on until a signal.
         runs: Where the folder for a Keras file goes.
         ports: One port for each party; free ones by default.
         say: Hears where to ask.
@@ -36,29 +33,26 @@ def serve_here(
     Raises:
         UsageError: There is no such model, or a port is taken.
         UnsupportedModelError: The model cannot be served; nothing was started.
-        PeerLostError: A party died; the text names it.
+        PeerLostError: A party dies again and again; the text names it.
     """
     folder = RunFolder.open(model) if model.is_dir() else _folder_of_keras(model, runs)
     cluster = _cluster_of(folder, ports)
     with cluster, share(folder.path, cluster) as shared:
         for party in cluster.endpoints:
             say(f"{party.name} listens at {party.address}")
-        try:
-            return _serve(shared, num_requests, f"fedsec predict {folder.path}", say)
-        except PeerLostError:
-            # If it is one of ours that died, the end of its log says more.
-            cluster.watch()
-            raise
+        return _serve(shared, offer, f"fedsec predict {folder.path}", say, cluster)
 
 
-def serve_at(model: Path, cluster: Path, identity: Path, num_requests: int | None, *, say: Say) -> int:
+def serve_at(model: Path, cluster: Path, identity: Path, offer: Offer, *, say: Say) -> int:
     """Serve a model with parties that already run, on whatever hosts; they go on afterwards.
+
+    A party that is lost is waited for, and the service goes on when it is back.
 
     Args:
         model: The folder of a run, or a ``.keras`` or ``.h5`` file.
         cluster: The cluster file.
         identity: The owner's identity.
-        num_requests: Images to answer; without it until a signal.
+        offer: What users are granted; without a number of images the service goes on until a signal.
         say: Hears where to ask.
 
     Returns:
@@ -68,14 +62,16 @@ def serve_at(model: Path, cluster: Path, identity: Path, num_requests: int | Non
         TrustError, PeerLostError: A party is not the pinned one, or cannot be reached.
     """
     with share(model, cluster, identity) as shared:
-        return _serve(shared, num_requests, f"fedsec predict --cluster {cluster} --identity USER.pem", say)
+        return _serve(shared, offer, f"fedsec predict --cluster {cluster} --identity USER.pem", say)
 
 
-def _serve(shared: SharedModel, num_requests: int | None, ask: str, say: Say) -> int:
-    shared.serve(num_requests)
-    say(f"serving {'until Ctrl-C' if num_requests is None else f'{num_requests} image(s)'}; to ask:")
-    say(f"  {ask} --test-index 0 1 2")
-    return shared.wait()
+def _serve(shared: SharedModel, offer: Offer, ask: str, say: Say, cluster: Cluster | None = None) -> int:
+    shared.serve(offer.num_requests, quota=offer.quota, reveals=offer.reveals, mode=offer.mode)
+    end = "until Ctrl-C" if offer.num_requests is None else f"{offer.num_requests} image(s)"
+    say(f"serving {end}, revealing {' or '.join(offer.reveals)}; to ask:")
+    reveal = "" if "logits" in offer.reveals else f" --reveal {offer.reveals[0]}"
+    say(f"  {ask} --test-index 0 1 2{reveal}")
+    return keep(shared, say, cluster)
 
 
 def _folder_of_keras(model: Path, runs: Path) -> RunFolder:

@@ -11,13 +11,17 @@ No cryptography is needed here, and none is in sight::
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from fedsec.errors import PeerLostError, ServiceEndedError, UsageError
 from fedsec.lab.rundir import RunFolder
-from fedsec.nn import Plan, Weights, load_weights
+from fedsec.nn import Plan, Reveal, Weights, load_weights
+from fedsec.serving.messages import ID_BYTES, Mode, Status
 from fedsec.serving.owner import Owner
 from fedsec.transport import ClusterFile, Identity, Meter
 
@@ -40,11 +44,32 @@ class HasFile(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What the owner of a model grants its users.
+
+    Attributes:
+        num_requests: Images to answer, after which the service ends by itself; a batch of three counts three.
+        quota: Images that one certificate may ask for, over all services of the model.
+        reveals: What users may ask for: ``logits``, ``probabilities``, ``label``, ``top3``.
+        mode: How the parties compute: ``dealt``, with randomness prepared while idle, or ``plain``.
+    """
+
+    num_requests: int | None = None
+    quota: int | None = None
+    reveals: Sequence[Reveal] = ("logits",)
+    mode: Mode = "dealt"
+
+
 class SharedModel:
     """A model of which each party holds shares; made by :func:`share`.
 
+    The parameters stay in this process as well: the parties hold shares in memory only, so that their owner
+    has to share anew when one of them was lost.
+
     Attributes:
         plan: The public plan: layers, shapes, proven ranges.
+        offer: What ``serve`` has granted.
     """
 
     def __init__(self, owner: Owner, plan: Plan, cluster: ClusterFile, identity: Identity) -> None:
@@ -53,6 +78,9 @@ class SharedModel:
         self._cluster = cluster
         self._identity = identity
         self._model: bytes | None = None
+        self._weights: Weights = []
+        self.offer = Offer()
+        self._services: list[bytes] = []
 
     @property
     def meter(self) -> Meter:
@@ -62,19 +90,74 @@ class SharedModel:
     def hand_out(self, weights: Weights) -> None:
         """Give each party its shares of the parameters; :func:`share` has done so."""
         self._model = self._owner.share(self.plan, weights)
+        self._weights = weights
 
-    def serve(self, num_requests: int | None = None) -> None:
+    def serve(
+        self,
+        num_requests: int | None = None,
+        *,
+        quota: int | None = None,
+        reveals: Sequence[Reveal] = ("logits",),
+        mode: Mode = "dealt",
+    ) -> None:
         """Begin to answer private predictions; returns as soon as users can ask.
 
         Args:
             num_requests: Images to answer, after which the service ends by itself. A batch of three
                 counts three. Without it the service goes on until ``stop``.
+            quota: Images that one certificate may ask for; no limit by default.
+            reveals: What users may ask for: ``logits``, ``probabilities``, ``label``, ``top3``.
+            mode: ``dealt``, with randomness prepared while the parties are idle, or ``plain``.
 
         Raises:
-            UsageError: It is served already, or the number is below 1.
+            UsageError: It is served already, a number is below 1, or a reveal or mode is none.
+            UnsupportedModelError: The model has no such answer, for example no classes.
             PeerLostError: A party was lost; the text names it.
         """
-        self._owner.serve(num_requests)
+        self.offer = Offer(num_requests=num_requests, quota=quota, reveals=reveals, mode=mode)
+        self._begin(answered=0)
+
+    def _begin(self, answered: int) -> None:
+        offer = self.offer
+        service = os.urandom(ID_BYTES)
+        # Before it is asked for: whatever comes back, the service may have begun and answered.
+        self._services.append(service)
+        self._owner.serve(
+            offer.num_requests,
+            service_id=service,
+            quota=offer.quota,
+            mode=offer.mode,
+            reveals=offer.reveals,
+            answered=answered,
+        )
+
+    def resume(self) -> int | None:
+        """Serve on after a party was lost and has come back.
+
+        The parties get a fresh splitting of the model under its old id and link up with fresh keys; nothing
+        of the lost session is used again. Quotas go on; ``num_requests`` counts what was answered before.
+
+        Returns:
+            How many images were answered before it went on; None if that was all, and it has ended.
+
+        Raises:
+            UsageError: It was not served before.
+            PeerLostError: A party is still lost, or again; this may be called again.
+        """
+        if self._model is None or not self._services:
+            raise UsageError("expected a model that was served before")
+        self._owner.close()
+        self._owner = Owner(self._cluster.computing, self._identity)
+        self._owner.stop()
+        self._owner.forget(self._model)
+        answered = max(self._owner.answered(service) for service in self._services)
+        if self.offer.num_requests is not None and answered >= self.offer.num_requests:
+            return None
+        self._owner.share(self.plan, self._weights, model_id=self._model)
+        self._begin(answered)
+        # Those before it are counted in it.
+        del self._services[:-1]
+        return answered
 
     def wait(self, timeout_s: float | None = None) -> int:
         """Wait until the service has ended by itself.
@@ -89,7 +172,11 @@ class SharedModel:
             DeadlineError: It still runs after ``timeout_s``.
             PeerLostError: A party was lost; the text names it.
         """
-        return self._owner.wait(timeout_s).answered
+        return self.last_status(timeout_s).answered
+
+    def last_status(self, timeout_s: float | None = None) -> Status:
+        """Wait like ``wait``, and return how the service has ended."""
+        return self._owner.wait(timeout_s)
 
     def stop(self) -> None:
         """End the service if it runs, let the parties drop their shares, and disconnect.
@@ -97,6 +184,7 @@ class SharedModel:
         May be called twice. A party that is gone is no error: parties hold shares in memory only.
         """
         self._owner.close()
+        self._weights = []
         model, self._model = self._model, None
         if model is None:
             return

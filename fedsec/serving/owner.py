@@ -123,6 +123,7 @@ class Owner:
         mode: Mode = "dealt",
         reveals: Sequence[Reveal] = ("logits",),
         answered: int = 0,
+        service_id: bytes | None = None,
     ) -> Status:
         """Start serving; returns when users can ask.
 
@@ -134,6 +135,7 @@ class Owner:
             mode: how the parties compute.
             reveals: what users may ask for; each is rehearsed before users can ask.
             answered: images of ``num_requests`` that earlier runs of this service have answered.
+            service_id: 16 bytes that were never used before; a fresh id by default.
 
         Raises:
             UsageError: nothing was shared, a service runs already, or a limit, mode or reveal is none.
@@ -155,7 +157,7 @@ class Owner:
             if status.state in {"starting", "serving"}:
                 raise UsageError(f"{channel.peer.name} serves already: stop that service first")
         message = Serve(
-            service=os.urandom(ID_BYTES),
+            service=os.urandom(ID_BYTES) if service_id is None else service_id,
             model=model,
             num_requests=num_requests,
             quota=quota,
