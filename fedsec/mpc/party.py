@@ -138,7 +138,6 @@ class Party:
         self._labels = ["session"]
         self._over = False
         self._blocks = 0
-        self._blocks = 0
 
     def __repr__(self) -> str:
         return f"Party(id={self.id}, ring={self.ring})"
@@ -179,28 +178,6 @@ class Party:
             raise UsageError(
                 f"party {self.id} shares streams with parties {sorted(self._streams)}, not with {other}"
             )
-
-    def dealt_stream_with(self, other: int, context: bytes) -> Stream:
-        """Return the stream of one block of dealt material that is shared with party ``other``.
-
-        Args:
-            other: Another party.
-            context: Names the block: its index from ``take_index``, and all that the ends must agree on.
-
-        Raises:
-            UsageError: ``other`` is this party or no party.
-        """
-        self._require_neighbour(other)
-        return self._streams[other].dealt.block(context)
-
-    def take_index(self) -> int:
-        """Return the number of the next dealt block of this session; no block ever gets it again."""
-        self._blocks += 1
-        return self._blocks - 1
-
-    def end(self) -> None:
-        """End the session at this party: every later exchange raises."""
-        self._over = True
 
     def dealt_stream_with(self, other: int, context: bytes) -> Stream:
         """Return the stream of one block of dealt material that is shared with party ``other``.
