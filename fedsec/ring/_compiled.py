@@ -62,7 +62,7 @@ def _matmul(a: RingArray, b: RingArray, product: RingArray) -> None:
                 z[j] = z[j] + p * u[j]
 
 
-def _jit(function: Callable[..., None]) -> Callable[..., None]:
+def jit(function: Callable[..., None]) -> Callable[..., None]:
     """Compile a kernel on its first call, and keep the machine code between processes where that is safe."""
     folder = _cache_folder()
     before = numba.config.CACHE_DIR
@@ -74,4 +74,4 @@ def _jit(function: Callable[..., None]) -> Callable[..., None]:
     return compiled
 
 
-matmul = _jit(_matmul)
+matmul = jit(_matmul)
