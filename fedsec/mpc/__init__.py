@@ -4,30 +4,36 @@ A protocol is a function of (party, shares...) that all three parties call; ``PR
 and source.
 """
 
-from fedsec.mpc.comparison import is_negative, relu, select
+from fedsec.mpc.activation import relu, truncated_relu
+from fedsec.mpc.comparison import bits_to_words, is_negative, select
 from fedsec.mpc.costs import PROTOCOLS, Cost, ProtocolFunction, protocol
-from fedsec.mpc.linear import conv2d, matmul, sum_pool
+from fedsec.mpc.linear import conv2d, conv2d_pair, matmul, matmul_pair, sum_pool
 from fedsec.mpc.opening import reveal, reveal_to
 from fedsec.mpc.party import Layout, PairStreams, Party, pair_streams
-from fedsec.mpc.products import and_bits, multiply, reshare
+from fedsec.mpc.products import and_bits, multiply, reshare, share_pair
 from fedsec.mpc.session import establish
 from fedsec.mpc.simulator import SimulationResult, View, simulate
 from fedsec.mpc.truncation import truncate
+from fedsec.mpc.two_holders import Pair
 
 __all__ = [
     "PROTOCOLS",
     "Cost",
     "Layout",
+    "Pair",
     "PairStreams",
     "Party",
     "ProtocolFunction",
     "SimulationResult",
     "View",
     "and_bits",
+    "bits_to_words",
     "conv2d",
+    "conv2d_pair",
     "establish",
     "is_negative",
     "matmul",
+    "matmul_pair",
     "multiply",
     "pair_streams",
     "protocol",
@@ -36,7 +42,9 @@ __all__ = [
     "reveal",
     "reveal_to",
     "select",
+    "share_pair",
     "simulate",
     "sum_pool",
     "truncate",
+    "truncated_relu",
 ]

@@ -1,4 +1,4 @@
-"""Signs on a window of bits, selection by a shared bit, and ReLU."""
+"""Signs on a window of bits, bits as words, and selection by a shared bit."""
 
 from __future__ import annotations
 
@@ -6,100 +6,102 @@ import numpy as np
 
 from fedsec.errors import UsageError
 from fedsec.mpc.costs import Cost, protocol
-from fedsec.mpc.party import BIT_WORDS, Layout, Party
-from fedsec.mpc.products import and_bits, require_ring
-from fedsec.mpc.two_holders import BITS, known_word, sum_and_product
-from fedsec.ring import RingArray
-from fedsec.sharing.boolean import LANES, BitShare, Planes, pack_bits, unpack_bits
+from fedsec.mpc.party import Layout, Party
+from fedsec.mpc.products import require_ring
+from fedsec.mpc.signs import SignMasks, SignWindow, open_sign, planes_to_deal
+from fedsec.mpc.two_holders import BITS, WORDS, Pair, known_word
+from fedsec.mpc.two_parties import deal, draw_mask, joined, open_halves, take_dealt
+from fedsec.ring import RING64, Ring, RingArray
+from fedsec.sharing.boolean import BitShare, Planes, unpack_bits
 from fedsec.sharing.replicated import RepShare
 
 
-def _plane_bytes(planes: int, count: int) -> int:
-    return planes * -(-count // LANES) * BIT_WORDS.element_bytes
-
-
-def _is_negative_cost(x: RepShare, window_bits: int) -> Cost:
-    window = _plane_bytes(window_bits, x.size)
-    below = _plane_bytes(window_bits - 1, x.size)
-    cost = Cost(rounds=1, sent=(window + 2 * below, below, below))
-    positions = window_bits - 1
-    while positions > 1:
-        # A level joins pairs of positions: one AND for what a pair generates, one for what it propagates,
-        # which the lowest pair does not need.
-        pairs = positions // 2
-        cost += Cost.each(rounds=1, sent_bytes=_plane_bytes(2 * pairs - 1, x.size))
-        positions -= pairs
-    return cost
+def _is_negative_cost(x: RepShare | Pair, window_bits: int) -> Cost:
+    window = SignWindow.of(x.size, x.ring, window_bits=window_bits)
+    return Cost(window.rounds + 1, (window.dealt_bytes, window.opened_bytes, window.opened_bytes))
 
 
 @protocol(
     cost=_is_negative_cost,
-    source="ABY3 (Mohassel & Rindal 2018), section 5.3: bits by a parallel-prefix adder, cut to one carry",
+    source="ABY2.0 (Patra, Schneider, Suresh, Yalame 2021), products of masked bits; prefix adder as in ABY3",
 )
-def is_negative(party: Party, x: RepShare, window_bits: int) -> BitShare:
+def is_negative(party: Party, x: RepShare | Pair, window_bits: int) -> BitShare:
     """Take the sign of a secret from its lowest ``window_bits`` bits: 1 for negative.
 
-    With a = x_0 + x_1 (party 0) and b = x_2 (parties 1 and 2), the sign is bit w - 1 of a + b modulo 2^w,
-    that is a XOR b XOR carry at that place. A pair of positions generates a carry when the upper one does, or
-    propagates the one that the lower generates; a tree of such pairs gives the carry in ceil(log2(w - 1))
-    rounds.
+    With a = x_0 + x_1 (party 0) and b = x_2 (parties 1 and 2), the sign is bit w - 1 of a + b modulo 2^w:
+    see ``signs``.
 
     Shapes:    one plane over x.size elements, in C order.
     Units:     -2^(w-1) <= x < 2^(w-1) as an integer with w = ``window_bits`` is required; the window is
                public.
-    Cost:      1 + ceil(log2(w - 1)) rounds; about 25 B an element over all parties at w = 21.
-    Security:  semi-honest, one corrupt party of three. The first round is ``sum_and_product`` on bits, whose
-               messages are uniform to their receivers; every further round is ``and_bits``. Only the window's
-               width, which is public, shapes what is sent.
-    Source:    ABY3 (Mohassel & Rindal 2018), section 5.3.
+    Cost:      2 rounds and one a level of the tree over ceil((w - 1) / 3) chunks; about 10 B an element over
+               all parties at w = 21.
+    Security:  semi-honest, one corrupt party of three. Party 0 receives nothing; parties 1 and 2 receive
+               dealt halves and openings under masks, uniform to them (``two_parties``). Components 0 and 1 of
+               the result are fresh streams. Only the window's width, which is public, shapes what is sent.
+    Source:    products of masked bits as in ABY2.0 (Patra et al. 2021), the prefix adder as in ABY3 (Mohassel
+               & Rindal 2018), section 5.3.
 
     Raises:
-        UsageError: ``window_bits`` is not between 2 and the ring's bits, or the ring differs.
+        UsageError: ``window_bits`` is not between 2 and the ring's bits.
     """
-    require_ring(party, x)
-    if not 2 <= window_bits <= party.ring.bits:
-        raise UsageError(f"a sign needs a window of 2 to {party.ring.bits} bits, got {window_bits}")
-
-    # Local: the window's bits of what this party knows, one plane a position.
-    planes = pack_bits(known_word(party, x).reshape(-1), window_bits)
-
-    # One round: where exactly one of a and b has a bit, a carry is propagated; where both have, one is
-    # generated.
-    either, both = sum_and_product(party, BITS, planes, planes[:-1])
-    propagate = BitShare(_planes(either.own), _planes(either.next), x.size)
-    generate = BitShare(_planes(both.own), _planes(both.next), x.size)
-
-    # One round a level of the tree.
-    carry = _carry_out(party, generate, propagate[:-1])
-    return propagate[-1] ^ carry
-
-
-def _carry_out(party: Party, generate: BitShare, propagate: BitShare) -> BitShare:
-    """Return the carry out of the highest position; one round halves the number of positions."""
-    while generate.planes > 1:
-        pairs = generate.planes // 2
-        lower, upper = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
-        # The lowest pair's own propagation is never asked for: nothing comes into position 0.
-        joined = and_bits(
-            party,
-            _stack(propagate[upper], propagate[upper][1:]),
-            _stack(generate[lower], propagate[lower][1:]),
-        )
-        left_over = slice(2 * pairs, None)
-        generate = _stack(generate[upper] ^ joined[:pairs], generate[left_over])
-        # Position 0 keeps any propagation bit: it is never read.
-        propagate = _stack(propagate[:1], joined[pairs:], propagate[left_over])
-    return generate
-
-
-def _stack(*shares: BitShare) -> BitShare:
-    own = np.concatenate([share.own for share in shares])
-    following = np.concatenate([share.next for share in shares])
-    return BitShare(own, following, shares[0].count)
+    window = SignWindow.of(x.size, x.ring, window_bits=window_bits)
+    masks = SignMasks.draw(party, window)
+    known = known_word(party, x)
+    # One message, from party 0 to party 2; then parties 1 and 2 are among themselves.
+    if party.id == 0:
+        party.exchange({2: deal(party, BITS, [planes_to_deal(window, known, masks)])}, {})
+        opened = None
+    else:
+        dealt = take_dealt(party, [window.dealt_layout])[0]
+        opened = open_sign(party, window, known, dealt, masks)
+    own, following = joined(party, masks.sign, opened)
+    return BitShare(_planes(own), _planes(following), x.size)
 
 
 def _planes(words: RingArray) -> Planes:
     return words.astype(np.uint64, copy=False)
+
+
+def _bits_to_words_cost(bit: BitShare, ring: Ring = RING64) -> Cost:
+    size = bit.count * ring.element_bytes
+    return Cost.each(rounds=2, sent_bytes=size)
+
+
+@protocol(
+    cost=_bits_to_words_cost,
+    source="fedsec: bit injection as in ABY3 (Mohassel & Rindal 2018), section 5.4.1",
+)
+def bits_to_words(party: Party, bit: BitShare, ring: Ring = RING64) -> RepShare:
+    """Turn shared bits into shared words 0 and 1.
+
+    The bit is c XOR v = v + (1 - 2v) * c with c = b_0 XOR b_1 (party 0) and v = b_2 (parties 1 and 2): party
+    0 deals halves of c, the rest is local.
+
+    Shapes:    bit has one plane, the result is flat with its count.
+    Units:     integers of ``ring``, no fraction bits.
+    Cost:      2 rounds; every party sends one word an element.
+    Security:  semi-honest, one corrupt party of three. Party 0 receives nothing; what the others receive are
+               a dealt half and an opening under a mask, uniform to them (``two_parties``).
+    Source:    as ``select``.
+
+    Raises:
+        UsageError: There is more than one plane.
+    """
+    if bit.planes != 1:
+        raise UsageError(f"one plane of bits makes words, got {bit!r}")
+    shape = (bit.count,)
+    mask = draw_mask(party, shape, ring)
+    masked = None
+    if party.id == 0:
+        party.exchange({2: deal(party, WORDS, [unpack_bits(bit.own ^ bit.next, bit.count, ring)])}, {})
+    else:
+        c_half = take_dealt(party, [Layout(shape, ring)])[0]
+        v = unpack_bits(bit.next if party.id == 1 else bit.own, bit.count, ring)
+        half = np.asarray(c_half - v * (c_half + c_half))
+        masked = open_halves(party, WORDS, half + v if party.id == 1 else half, mask[0])
+    own, following = joined(party, mask, masked)
+    return RepShare(own, following)
 
 
 def _select_cost(bit: BitShare, x: RepShare) -> Cost:
@@ -185,28 +187,3 @@ def _select_as_other(party: Party, bit: BitShare, x: RepShare) -> tuple[RingArra
     half -= z_known
     z_2 = half + party.exchange({other: [half]}, {other: [layout]})[other][0]
     return (z_known, z_2) if party.id == 1 else (z_2, z_known)
-
-
-def _relu_cost(x: RepShare, window_bits: int) -> Cost:
-    return _is_negative_cost(x, window_bits) + _select_cost_of(x)
-
-
-@protocol(cost=_relu_cost, source="ABY3 (Mohassel & Rindal 2018), sections 5.3 and 5.4")
-def relu(party: Party, x: RepShare, window_bits: int) -> RepShare:
-    """Keep positive elements, set negative ones to zero: ``[max(x, 0)]``.
-
-    Shapes:    the result has the shape of x.
-    Units:     as ``is_negative``: x fits the window of ``window_bits`` bits; the fraction bits are those of
-               x.
-    Cost:      3 + ceil(log2(w - 1)) rounds; about 57 B an element over all parties at w = 21 in the 64-bit
-               ring.
-    Security:  semi-honest, one corrupt party of three: ``is_negative`` and ``select`` one after the other, on
-               streams used once. Nothing is opened; the result is freshly shared.
-    Source:    ABY3 (Mohassel & Rindal 2018), sections 5.3 and 5.4.
-
-    Raises:
-        UsageError: As ``is_negative``.
-    """
-    negative = is_negative(party, x, window_bits)
-    positive = negative.xor_public(party.id, np.full_like(negative.own, ~np.uint64(0)))
-    return select(party, positive, x)

@@ -30,16 +30,21 @@ _ELEMENTS = f"{_COUNT:,} elements"
 
 EXAMPLES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "and_bits": (f"{_ELEMENTS}, 1 plane", (_bits(1), _bits(1))),
+    "bits_to_words": (_ELEMENTS, (_bits(1),)),
     "conv2d": ("image 13 x 13 x 10, 32 kernels 3 x 3", (_words(1, 13, 13, 10), _words(3, 3, 10, 32))),
+    "conv2d_pair": ("image 13 x 13 x 10, 32 kernels 3 x 3", (_words(1, 13, 13, 10), _words(3, 3, 10, 32))),
     "is_negative": (f"{_ELEMENTS}, window of 21 bits", (_words(_COUNT), 21)),
     "matmul": ("[1, 64] @ [64, 10]", (_words(1, 64), _words(64, 10))),
+    "matmul_pair": ("[1, 64] @ [64, 10]", (_words(1, 64), _words(64, 10))),
     "multiply": (_ELEMENTS, (_words(_COUNT), _words(_COUNT))),
     "relu": (f"{_ELEMENTS}, window of 21 bits", (_words(_COUNT), 21)),
     "reshare": (_ELEMENTS, (np.zeros(_COUNT, dtype=RING64.dtype),)),
     "reveal": (_ELEMENTS, (_words(_COUNT),)),
     "reveal_to": (f"{_ELEMENTS}, to party 0", (_words(_COUNT), 0)),
     "select": (_ELEMENTS, (_bits(1), _words(_COUNT))),
+    "share_pair": (_ELEMENTS, (_words(_COUNT),)),
     "truncate": (f"{_ELEMENTS}, 13 bits", (_words(_COUNT), 13)),
+    "truncated_relu": (f"{_ELEMENTS}, 14 bits, window of 18, 5 ignored", (_words(_COUNT), 14, 18, 5)),
 }
 """An example call of each protocol, by name: what it is, and its arguments without the party."""
 

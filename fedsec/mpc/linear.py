@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
+from math import prod
+
 from numpy.lib.stride_tricks import sliding_window_view
 
 from fedsec.errors import UsageError
 from fedsec.mpc.costs import Cost, protocol
 from fedsec.mpc.party import Party
+from fedsec.mpc.patches import convolve, convolved_shape
 from fedsec.mpc.products import require_ring, reshare
-from fedsec.ring import RingArray, kernels
+from fedsec.mpc.two_holders import WORDS, Pair
+from fedsec.mpc.two_parties import draw_mask, open_halves
+from fedsec.ring import RingArray, kernels, ring_of
 from fedsec.sharing.replicated import RepShare
 
 Strides = int | tuple[int, int]
@@ -18,8 +22,14 @@ Strides = int | tuple[int, int]
 _SOURCE = "ABY3 (Mohassel & Rindal 2018), section 5.1: inner products are reshared once a result element"
 
 
+def _matmul_shape(x: RepShare, w: RepShare) -> tuple[int, int]:
+    if len(x.shape) != 2 or len(w.shape) != 2 or x.shape[1] != w.shape[0]:
+        raise UsageError(f"a matrix product needs shapes [M, K] and [K, N], got {x.shape} and {w.shape}")
+    return x.shape[0], w.shape[1]
+
+
 def _matmul_cost(x: RepShare, w: RepShare) -> Cost:
-    return Cost.each(rounds=1, sent_bytes=x.shape[0] * w.shape[1] * x.ring.element_bytes)
+    return Cost.each(rounds=1, sent_bytes=prod(_matmul_shape(x, w)) * x.ring.element_bytes)
 
 
 @protocol(cost=_matmul_cost, source=_SOURCE)
@@ -36,45 +46,47 @@ def matmul(party: Party, x: RepShare, w: RepShare) -> RepShare:
     Raises:
         UsageError: The shapes do not fit, or a ring differs.
     """
-    _check_factors(party, x, w)
-    if len(x.shape) != 2 or len(w.shape) != 2 or x.shape[1] != w.shape[0]:
-        raise UsageError(f"a matrix product needs shapes [M, K] and [K, N], got {x.shape} and {w.shape}")
-    # Local: this party's three of the nine products, x_i (w_i + w_(i+1)) + x_(i+1) w_i.
-    products = kernels.matmul(x.own, w.own + w.next)
-    products += kernels.matmul(x.next, w.own)
-
-    # One round: add a zero share and pass on.
-    return reshare(party, products, x.fraction_bits + w.fraction_bits)
+    require_ring(party, x)
+    return reshare(party, _matmul_part(x, w), x.fraction_bits + w.fraction_bits)
 
 
-def _pair(strides: Strides) -> tuple[int, int]:
-    return (strides, strides) if isinstance(strides, int) else strides
+def _matmul_pair_cost(x: RepShare, w: RepShare) -> Cost:
+    return _pair_cost(prod(_matmul_shape(x, w)), x)
 
 
-def _conv2d_shape(x: RepShare, w: RepShare, strides: Strides) -> tuple[int, int, int, int]:
-    if len(x.shape) != 4 or len(w.shape) != 4 or x.shape[3] != w.shape[2]:
-        raise UsageError(
-            f"a convolution needs shapes [N, H, W, C] and [h, w, C, F], got {x.shape} and {w.shape}"
-        )
-    rows, columns = x.shape[1] - w.shape[0], x.shape[2] - w.shape[1]
-    down, across = _pair(strides)
-    if min(rows, columns) < 0 or min(down, across) < 1:
-        raise UsageError(
-            f"a kernel of {w.shape[:2]} with strides {strides} does not fit images of {x.shape[1:3]}"
-        )
-    return x.shape[0], rows // down + 1, columns // across + 1, w.shape[3]
+@protocol(cost=_matmul_pair_cost, source=_SOURCE)
+def matmul_pair(party: Party, x: RepShare, w: RepShare) -> Pair:
+    """Multiply two secret matrices as ``matmul`` does, for what cuts bits of the product next.
+
+    Shapes:    x [M, K], w [K, N], z [M, N].
+    Units:     ring elements of any ring that x and w share; fraction bits add, nothing is truncated here.
+    Cost:      1 round; parties 1 and 2 each send one word an element of z.
+    Security:  semi-honest, one corrupt party of three. Parties 1 and 2 open their parts of the sum to each
+               other, each minus a stream that it shares with party 0 and that the other does not know: both
+               messages are uniform to their receivers, party 0 receives nothing.
+    Source:    ABY3 (Mohassel & Rindal 2018), section 5.1.
+
+    Raises:
+        UsageError: The shapes do not fit, or the rings differ.
+    """
+    return _open_pair(party, _matmul_part(x, w), x.fraction_bits + w.fraction_bits)
 
 
-def _conv2d_cost(x: RepShare, w: RepShare, strides: Strides = 1) -> Cost:
-    images, rows, columns, filters = _conv2d_shape(x, w, strides)
-    return Cost.each(rounds=1, sent_bytes=images * rows * columns * filters * x.ring.element_bytes)
+def _conv2d_shape(x: RepShare, w: RepShare, strides: Strides, dilation: Strides) -> tuple[int, int, int, int]:
+    return convolved_shape(x.shape, w.shape, _both(strides), _both(dilation))
+
+
+def _conv2d_cost(x: RepShare, w: RepShare, strides: Strides = 1, dilation: Strides = 1) -> Cost:
+    elements = prod(_conv2d_shape(x, w, strides, dilation))
+    return Cost.each(rounds=1, sent_bytes=elements * x.ring.element_bytes)
 
 
 @protocol(cost=_conv2d_cost, source=_SOURCE)
-def conv2d(party: Party, x: RepShare, w: RepShare, strides: Strides = 1) -> RepShare:
+def conv2d(party: Party, x: RepShare, w: RepShare, strides: Strides = 1, dilation: Strides = 1) -> RepShare:
     """Convolve secret images with secret kernels, without padding ("valid"), as Keras' Conv2D does.
 
-    Shapes:    x [N, H, W, C], w [h, w, C, F], z [N, (H - h) // strides + 1, (W - w) // strides + 1, F].
+    Shapes:    x [N, H, W, C], w [h, w, C / groups, F], z [N, H', W', F] with H' = (H - dilation * (h - 1) -
+               1) // strides + 1; groups follow from the channels of x and w.
     Units:     ring elements; fraction bits add, nothing is truncated here.
     Cost:      1 round; each party sends one word an element of z.
     Security:  semi-honest, one corrupt party of three: the argument of ``matmul``.
@@ -83,23 +95,65 @@ def conv2d(party: Party, x: RepShare, w: RepShare, strides: Strides = 1) -> RepS
     Raises:
         UsageError: The shapes do not fit, or a ring differs.
     """
-    _check_factors(party, x, w)
-    shape = _conv2d_shape(x, w, strides)
-    kernel_own, kernel_next = (part.reshape(-1, w.shape[3]) for part in (w.own, w.next))
-    # Local: as in matmul, on rows of image patches.
-    products = kernels.matmul(_patches(x.own, w.shape, strides), kernel_own + kernel_next)
-    products += kernels.matmul(_patches(x.next, w.shape, strides), kernel_own)
-
-    # One round: add a zero share and pass on.
-    return reshare(party, products.reshape(shape), x.fraction_bits + w.fraction_bits)
+    require_ring(party, x)
+    return reshare(party, _conv2d_part(x, w, strides, dilation), x.fraction_bits + w.fraction_bits)
 
 
-def _patches(images: RingArray, kernel_shape: tuple[int, ...], strides: Strides) -> RingArray:
-    """Return the patches under a kernel as rows [N * H' * W', h * w * C]."""
-    height, width, channels = kernel_shape[:3]
-    down, across = _pair(strides)
-    windows = sliding_window_view(images, (height, width), axis=(1, 2))[:, ::down, ::across]
-    return np.ascontiguousarray(windows.transpose(0, 1, 2, 4, 5, 3)).reshape(-1, height * width * channels)
+def _conv2d_pair_cost(x: RepShare, w: RepShare, strides: Strides = 1, dilation: Strides = 1) -> Cost:
+    return _pair_cost(prod(_conv2d_shape(x, w, strides, dilation)), x)
+
+
+@protocol(cost=_conv2d_pair_cost, source=_SOURCE)
+def conv2d_pair(party: Party, x: RepShare, w: RepShare, strides: Strides = 1, dilation: Strides = 1) -> Pair:
+    """Convolve as ``conv2d`` does, for what cuts bits of the product next.
+
+    Shapes:    as ``conv2d``.
+    Units:     ring elements of any ring that x and w share; fraction bits add, nothing is truncated here.
+    Cost:      1 round; parties 1 and 2 each send one word an element of z.
+    Security:  semi-honest, one corrupt party of three: the argument of ``matmul_pair``.
+    Source:    ABY3 (Mohassel & Rindal 2018), section 5.1.
+
+    Raises:
+        UsageError: The shapes do not fit, or the rings differ.
+    """
+    return _open_pair(party, _conv2d_part(x, w, strides, dilation), x.fraction_bits + w.fraction_bits)
+
+
+def _both(strides: Strides) -> tuple[int, int]:
+    return (strides, strides) if isinstance(strides, int) else strides
+
+
+def _matmul_part(x: RepShare, w: RepShare) -> RingArray:
+    """Return this party's three of the nine products, x_i (w_i + w_(i+1)) + x_(i+1) w_i."""
+    _require_one_ring(x, w)
+    _matmul_shape(x, w)
+    products = kernels.matmul(x.own, w.own + w.next)
+    products += kernels.matmul(x.next, w.own)
+    return products
+
+
+def _conv2d_part(x: RepShare, w: RepShare, strides: Strides, dilation: Strides) -> RingArray:
+    """As ``_matmul_part``, on patches of the images."""
+    _require_one_ring(x, w)
+    apart = _both(strides), _both(dilation)
+    products = convolve(x.own, w.own + w.next, *apart)
+    products += convolve(x.next, w.own, *apart)
+    return products
+
+
+def _pair_cost(elements: int, x: RepShare) -> Cost:
+    size = elements * x.ring.element_bytes
+    return Cost(1, (0, size, size))
+
+
+def _open_pair(party: Party, part: RingArray, fraction_bits: int) -> Pair:
+    """Turn an additive sharing, one summand a party, into a pair; one round between parties 1 and 2."""
+    mask = draw_mask(party, part.shape, ring_of(part))
+    if party.id == 0:
+        part += mask[0]
+        part += mask[1]
+        return Pair(part, fraction_bits)
+    return Pair(open_halves(party, WORDS, part, mask[0]), fraction_bits)
 
 
 def sum_pool(x: RepShare, pool: tuple[int, int], strides: tuple[int, int]) -> RepShare:
@@ -130,6 +184,6 @@ def _block_sums(images: RingArray, pool: tuple[int, int], strides: tuple[int, in
     return total
 
 
-def _check_factors(party: Party, x: RepShare, w: RepShare) -> None:
-    require_ring(party, x)
-    require_ring(party, w)
+def _require_one_ring(x: RepShare, w: RepShare) -> None:
+    if x.ring != w.ring:
+        raise UsageError(f"a product needs two secrets of one ring, got {x!r} and {w!r}")

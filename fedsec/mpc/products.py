@@ -9,6 +9,7 @@ import numpy as np
 from fedsec.errors import UsageError
 from fedsec.mpc.costs import Cost, protocol
 from fedsec.mpc.party import Party
+from fedsec.mpc.two_holders import Pair, share_sum
 from fedsec.ring import RingArray, ring_of
 from fedsec.sharing.boolean import BitShare
 from fedsec.sharing.replicated import RepShare
@@ -44,6 +45,23 @@ def reshare(party: Party, words: RingArray, fraction_bits: int = 0) -> RepShare:
     z_next = party.pass_back(z_own)
 
     return RepShare(own=z_own, next=z_next, fraction_bits=fraction_bits)
+
+
+def _share_pair_cost(pair: Pair) -> Cost:
+    return Cost(1, (pair.size * pair.ring.element_bytes, 0, 0))
+
+
+@protocol(cost=_share_pair_cost, source="ABY3 (Mohassel & Rindal 2018), section 5: sharing by an input party")
+def share_pair(party: Party, pair: Pair) -> RepShare:
+    """Make a pair replicated, for what needs a secret's components.
+
+    Shapes:    the result has the shape of the pair.
+    Units:     those of the pair.
+    Cost:      1 message of one word an element, from party 0 to party 2.
+    Security:  semi-honest, one corrupt party of three: the argument of ``share_sum``.
+    Source:    sharing by an input party, as in ABY3 (Mohassel & Rindal 2018), section 5.
+    """
+    return RepShare(*share_sum(party, pair.known), pair.fraction_bits)
 
 
 def _multiply_cost(x: RepShare, y: RepShare) -> Cost:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedsec.errors import UsageError
 from fedsec.mpc.party import Layout, Party
 from fedsec.ring import Ring, RingArray, ring_of
 from fedsec.sharing.replicated import RepShare
@@ -37,11 +38,80 @@ class Components(NamedTuple):
     next: RingArray
 
 
-def known_word(party: Party, x: RepShare) -> RingArray:
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class Pair:
+    """A secret x = a + b of which party 0 knows a, parties 1 and 2 both know b.
+
+    Linear layers give one for less than a replicated sharing, and all that cuts bits takes it.
+
+    Attributes:
+        known: a at party 0, b at parties 1 and 2.
+        fraction_bits: Fraction bits of the secret.
+    """
+
+    known: RingArray
+    fraction_bits: int = 0
+
+    def __repr__(self) -> str:
+        return f"Pair(shape={self.shape}, ring={self.ring.bits} bits, fraction_bits={self.fraction_bits})"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the secret."""
+        return self.known.shape
+
+    @property
+    def size(self) -> int:
+        """Number of elements of the secret."""
+        return self.known.size
+
+    @property
+    def ring(self) -> Ring:
+        """Ring of the secret."""
+        return ring_of(self.known)
+
+    def reshape(self, *shape: int) -> Pair:
+        """Return the same secret in another shape; one dimension may be -1."""
+        return Pair(self.known.reshape(shape), self.fraction_bits)
+
+    def plus(self, party: Party, other: RepShare | Pair) -> Pair:
+        """Return the sum with another secret, a bias for example; local.
+
+        Raises:
+            UsageError: The rings or the fraction bits differ.
+        """
+        if other.ring != self.ring or other.fraction_bits != self.fraction_bits:
+            raise UsageError(f"{self!r} and {other!r} are of different kinds; only equal kinds add up")
+        return Pair(np.asarray(self.known + known_word(party, other)), self.fraction_bits)
+
+
+def known_word(party: Party, x: RepShare | Pair) -> RingArray:
     """Return what this party knows of x = a + b: a = x_0 + x_1 at party 0, b = x_2 at parties 1 and 2."""
+    if isinstance(x, Pair):
+        return x.known
     if party.id == 0:
         return np.asarray(x.own + x.next)
     return x.next if party.id == 1 else x.own
+
+
+def share_sum(party: Party, summand: RingArray) -> Components:
+    """Make a pair replicated: party 0 passes A, parties 1 and 2 both pass the same B; one message.
+
+    Security:  component 1 is a stream of parties 0 and 1; party 2 receives A minus it, uniform to it.
+               Component 2 is B, which parties 1 and 2 knew before: not fresh.
+
+    Returns:
+        This party's components of A + B.
+    """
+    ring = ring_of(summand)
+    if party.id == 0:
+        rho = party.stream_with(1).words(summand.shape, ring)
+        rest = np.asarray(summand - rho)
+        party.exchange({2: [rest]}, {})
+        return Components(rest, rho)
+    if party.id == 1:
+        return Components(party.stream_with(0).words(summand.shape, ring), summand)
+    return Components(summand, party.exchange({}, {0: [Layout(summand.shape, ring)]})[0][0])
 
 
 def sum_and_product(

@@ -116,6 +116,7 @@ def known_draws(views: Sequence[View], party_id: int, call: int, mutant: Mutant 
     """Return what anyone drew in one call from streams whose keys this party holds, each draw once."""
     drawn = [event for view in views for event in view.calls[call] if isinstance(event, Draw)]
     known = [d.words for d in drawn if party_id in d.pair or mutant is Mutant.KNOWN_TO_ALL]
+    known = [words for words in known if words.size]
     return list({(words.shape, words.tobytes()): words for words in known}.values())
 
 

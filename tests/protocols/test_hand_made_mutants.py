@@ -6,6 +6,7 @@ The four broken streams of ``fedsec.testing`` are checked for every protocol; th
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,24 @@ import pytest
 
 from fedsec.mpc import (
     Party,
+    activation,
+    and_bits,
     comparison,
     is_negative,
     matmul,
     multiply,
     reshare,
     select,
+    signs,
     truncate,
+    truncated_relu,
     two_holders,
+    two_parties,
 )
 from fedsec.mpc.party import BIT_WORDS, Stream
 from fedsec.mpc.simulator import RecordingParty
 from fedsec.ring import Ring, RingArray, ring_of, signed
+from fedsec.sharing.boolean import BitShare
 from fedsec.testing import Additive, Bits, Example, Secret, view_report
 from fedsec.testing.checks import check_value
 
@@ -52,6 +59,19 @@ SIGN = Example(
     {"x": Secret(low=-16, high=15, window_bits=5), "window_bits": 5},
     plain=lambda x, window_bits: signed(x) < 0,
 )
+RELU = Example(
+    truncated_relu,
+    {"x": Secret(low=-(2**16), high=2**16 - 1, fraction_bits=13), "bits": 13, "window_bits": 9},
+    plain=lambda x, bits, window_bits: np.maximum(signed(x) >> bits, 0),
+    agrees=_is_floor_or_one_less,
+)
+
+
+def _and_twice(party: Party, x: BitShare, y: BitShare) -> BitShare:
+    return and_bits(party, and_bits(party, x, y), x ^ y)
+
+
+AND_TWICE = Example(_and_twice, {"x": Bits(), "y": Bits()}, plain=lambda x, y: np.zeros(64 * x.shape[1]))
 SELECT = Example(select, {"bit": Bits(), "x": Secret(low=-9, high=9)})
 MULTIPLY = Example(multiply, {"x": Secret(), "y": Secret()})
 RESHARE = Example(reshare, {"words": Additive()})
@@ -79,7 +99,7 @@ def _one_mask_for_all(party: Party, other: int, factor: RingArray) -> PartAndMas
     return part, np.broadcast_to(mask, factor.shape).copy()
 
 
-@pytest.mark.parametrize("example", [TRUNCATE, SIGN], ids=["truncate", "is_negative"])
+@pytest.mark.parametrize("example", [TRUNCATE, TRUNCATE_40], ids=["truncate 13", "truncate 40"])
 @pytest.mark.parametrize("mutant", [_mask_is_the_part, _part_is_zero, _mask_is_zero, _one_mask_for_all])
 def test_a_transfer_with_spoiled_masks_is_noticed(
     example: Example,
@@ -109,7 +129,7 @@ class _RhoAgain:
         return self._taken[place - self._draw][: len(words)].astype(words.dtype)
 
 
-@pytest.mark.parametrize("example", [SIGN, TRUNCATE, TRUNCATE_40], ids=["sign", "truncate 13", "truncate 40"])
+@pytest.mark.parametrize("example", [TRUNCATE, TRUNCATE_40], ids=["truncate 13", "truncate 40"])
 @pytest.mark.parametrize("draw", [1, 2], ids=["rho is s_1", "rho is mask_1"])
 def test_a_transfer_that_uses_the_mask_of_the_sum_again_is_noticed(
     example: Example, draw: int, monkeypatch: pytest.MonkeyPatch, protocol_seed: bytes
@@ -146,21 +166,22 @@ def test_a_zero_share_of_bits_that_one_pair_uses_again_in_the_next_round_is_noti
 
     monkeypatch.setattr(Party, "zero_bits", spoiled)
 
-    check_value(SIGN, protocol_seed)
-    assert not view_report(SIGN, protocol_seed).hides
+    check_value(AND_TWICE, protocol_seed)
+    assert not view_report(AND_TWICE, protocol_seed).hides
 
 
 class _Repeating:
-    """A stream that gives the same words to every request of one call."""
+    """A stream that gives the same words to every request of one kind in one call."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._last: RingArray | None = None
+        self._last: dict[object, RingArray] = {}
 
     def words(self, shape: int | tuple[int, ...], ring: Ring = BIT_WORDS) -> RingArray:
-        if self._last is None:
-            self._last = self._stream.words(shape, ring)
-        return self._last.copy()
+        kind = (shape, ring)
+        if kind not in self._last:
+            self._last[kind] = self._stream.words(shape, ring)
+        return self._last[kind].copy()
 
 
 @pytest.mark.parametrize("role", ["_select_as_party_0", "_select_as_other"])
@@ -182,6 +203,50 @@ def test_a_selection_that_takes_one_stream_word_for_three_is_noticed(
 
     # Party 1 holds no more than its own words, so it is party 0 or 2 whose messages repeat.
     assert not view_report(SELECT, protocol_seed).hides
+
+
+def _no_mask(party: Party, shape: tuple[int, ...], ring: Ring) -> two_parties.Mask:
+    return tuple(np.zeros_like(part) for part in two_parties.draw_mask(party, shape, ring))
+
+
+def _mask_of_one_word(party: Party, shape: tuple[int, ...], ring: Ring) -> two_parties.Mask:
+    return tuple(
+        np.broadcast_to(part.reshape(-1)[:1], shape).copy() if part.size else part
+        for part in two_parties.draw_mask(party, shape, ring)
+    )
+
+
+@pytest.mark.parametrize("module", [signs, activation], ids=["mask of the sign", "mask of the result"])
+@pytest.mark.parametrize("mutant", [_no_mask, _mask_of_one_word])
+def test_a_spoiled_mask_of_what_parties_1_and_2_open_is_noticed(
+    module: ModuleType,
+    mutant: Callable[..., two_parties.Mask],
+    monkeypatch: pytest.MonkeyPatch,
+    protocol_seed: bytes,
+) -> None:
+    monkeypatch.setattr(module, "draw_mask", mutant)
+
+    check_value(RELU, protocol_seed)
+    assert not view_report(RELU, protocol_seed).hides
+
+
+@pytest.mark.parametrize("other", [1, 2])
+def test_a_relu_that_takes_one_stream_word_twice_is_noticed(
+    other: int, monkeypatch: pytest.MonkeyPatch, protocol_seed: bytes
+) -> None:
+    honest = Party.stream_with
+    wrapped: dict[int, _Repeating] = {}
+
+    def spoiled(party: Party, with_whom: int) -> Stream:
+        stream = honest(party, with_whom)
+        if {party.id, with_whom} != {0, other}:
+            return stream
+        return wrapped.setdefault(id(party), _Repeating(stream))
+
+    monkeypatch.setattr(Party, "stream_with", spoiled)
+
+    check_value(RELU, protocol_seed)
+    assert not view_report(RELU, protocol_seed).hides
 
 
 def _known_to_the_receiver(party: Party, shape: tuple[int, ...]) -> RingArray:
@@ -252,5 +317,5 @@ def test_a_zero_share_whose_middle_bits_come_again_in_the_next_call_is_noticed(
 
 
 def test_the_protocols_as_they_are_hide_their_inputs(protocol_seed: bytes) -> None:
-    for example in (TRUNCATE, TRUNCATE_40, SIGN, SELECT, MULTIPLY, RESHARE, MATMUL):
+    for example in (TRUNCATE, TRUNCATE_40, SIGN, RELU, AND_TWICE, SELECT, MULTIPLY, RESHARE, MATMUL):
         assert view_report(example, protocol_seed).hides
