@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedsec.errors import PeerLostError, ServiceEndedError, UsageError
+from fedsec.errors import PeerLostError, ServiceEndedError
 from fedsec.lab.images import Images
 from fedsec.lab.rundir import RunFolder
 from fedsec.serving.client import Client
@@ -56,11 +56,7 @@ def run_credentials(path: Path) -> tuple[Path, Path]:
     Raises:
         UsageError: If there is no run in ``path``, or it has no cluster or no user.
     """
-    folder = RunFolder.open(path)
-    for needed in (folder.cluster, folder.user):
-        if not needed.is_file():
-            raise UsageError(f"{needed} is missing: serve the run first, with `fedsec serve {path}`")
-    return folder.cluster, folder.user
+    return RunFolder.open(path).credentials("user")
 
 
 def predict(cluster: Path, identity: Path, images: Images, *, wait_s: float = 0.0) -> Answers:

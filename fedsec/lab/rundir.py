@@ -125,10 +125,20 @@ class RunFolder:
         """The cluster file."""
         return self.path / "cluster.toml"
 
-    @property
-    def user(self) -> Path:
-        """The identity of the run's user, who may ask for predictions."""
-        return self.path / "keys" / "user.pem"
+    def credentials(self, name: str) -> tuple[Path, Path]:
+        """Return the cluster file and an identity of the run: who to ask, and who is asking.
+
+        Args:
+            name: Of the identity, ``user`` or ``owner``.
+
+        Raises:
+            UsageError: The run was never served: it has no cluster file or no such identity.
+        """
+        identity = self.path / "keys" / f"{name}.pem"
+        for needed in (self.cluster, identity):
+            if not needed.is_file():
+                raise UsageError(f"{needed} is missing: serve the run first, with `fedsec serve {self.path}`")
+        return self.cluster, identity
 
     @property
     def logs(self) -> Path:
