@@ -95,6 +95,12 @@ class Direction:
         self.accept(header, payload)
         return header
 
+    def take(self, frame: bytes | bytearray) -> None:
+        """Do what :meth:`accept` does with a header and a payload in one piece."""
+        whole = len(frame) <= HEADER_BYTES + WHOLE_BYTES
+        self._transcript.update(frame if whole else frame[:HEADER_BYTES])
+        self.sequence += 1
+
     def accept(self, header: Buffer, payload: Buffer) -> None:
         """Take a whole message into the transcript and go on to the next number."""
         self._transcript.update(header)

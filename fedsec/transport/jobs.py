@@ -10,7 +10,7 @@ from __future__ import annotations
 import select
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from fedsec.errors import ProtocolError
 from fedsec.transport.deadline import Deadline
@@ -74,8 +74,8 @@ class ReceiveJob:
     def step(self) -> bool:
         """Read until the message is whole or the socket is empty."""
         message = self.message
-        while not message.whole():
-            count = self.channel.read_into(message.space())
+        while not message.whole:
+            count = self.channel.read_into(message.space)
             if count < 0:
                 self.wants = -count
                 return False
@@ -92,6 +92,8 @@ class Incoming:
     """Header and payload of one message on their way into one buffer, whose size both ends know.
 
     Attributes:
+        space: Memory for what is left to read.
+        whole: Whether nothing is left to read.
         settled: Whether no byte has been taken yet, or the whole message.
     """
 
@@ -100,17 +102,9 @@ class Incoming:
         self._label = label
         self._size = size
         self._buffer = bytearray(HEADER_BYTES + size)
-        self._view = memoryview(self._buffer)
-        self._taken = 0
+        self.space = memoryview(self._buffer)
+        self.whole = False
         self.settled = True
-
-    def whole(self) -> bool:
-        """Return whether nothing is left to read."""
-        return self._taken == HEADER_BYTES + self._size
-
-    def space(self) -> memoryview:
-        """Return the memory for what is left to read."""
-        return self._view[self._taken :]
 
     def took(self, count: int) -> None:
         """Note that ``count`` bytes were read; the header is checked as soon as it is there.
@@ -118,31 +112,38 @@ class Incoming:
         Raises:
             ProtocolError: Another message came, or one of another size.
         """
-        before = self._taken
-        self._taken += count
+        before = len(self._buffer) - len(self.space)
         self.settled = False
-        if before < HEADER_BYTES <= self._taken:
-            channel, label = self._channel, self._label
-            _, size = channel.incoming.check(self._view[:HEADER_BYTES], (label,), self._size)
-            if size != self._size:
-                raise ProtocolError(
-                    f"expected {self._size} bytes in {label!r} of {channel.peer.name}, got {size}"
-                )
+        self.space = self.space[count:]
+        self.whole = not self.space
+        if before < HEADER_BYTES <= before + count:
+            channel = self._channel
+            # All that a header says is known beforehand; it is taken apart only to say what is wrong.
+            if not self._buffer.startswith(channel.incoming.header(self._label, self._size)):
+                self._refuse()
 
     def finish(self) -> None:
         """Count the whole message and take it into the transcript."""
         channel = self._channel
         sequence = channel.incoming.sequence
-        channel.incoming.accept(self._view[:HEADER_BYTES], self._view[HEADER_BYTES:])
+        channel.incoming.take(self._buffer)
         channel.meter.received(channel.peer.name, channel.me, self._label, sequence, self._size)
         self.settled = True
 
     def payload(self) -> bytearray:
         """Return the payload; the message is used up."""
-        self._view.release()
+        self.space.release()
         # Dropping the front of a bytearray moves its beginning, not its bytes.
         del self._buffer[:HEADER_BYTES]
         return self._buffer
+
+    def _refuse(self) -> NoReturn:
+        channel = self._channel
+        header = bytes(self._buffer[:HEADER_BYTES])
+        _, size = channel.incoming.check(header, (self._label,), self._size)
+        raise ProtocolError(
+            f"expected {self._size} bytes in {self._label!r} of {channel.peer.name}, got {size}"
+        )
 
 
 def progress(jobs: Iterable[Job], deadline: Deadline) -> None:

@@ -25,8 +25,8 @@ from fedsec.transport.meter import Meter
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_JOINED_BYTES = 65536
-"""So many bytes of header and payload go out together: four TLS records, and a cheap copy."""
+_JOINED_BYTES = 65536 - HEADER_BYTES
+"""So many bytes of payload go out with the header: four TLS records, and a cheap copy."""
 
 
 class SocketChannel(Channel):
@@ -85,14 +85,14 @@ class SocketChannel(Channel):
         header = self.outgoing.header(label, len(body))
         # Counted when it starts, so that a log shows it before what the peer answers.
         self.meter.sent(self.me, self.peer.name, label, sequence, len(body))
-        joined = b"".join((header, body[: _JOINED_BYTES - HEADER_BYTES]))
+        rest = body[_JOINED_BYTES:]
+        joined = b"".join((header, body if not rest else body[:_JOINED_BYTES]))
         written = 0 if behind else max(0, self._write_first(joined))
-        # Hashed while the first bytes are on their way.
-        self.outgoing.accept(header, body)
-        if written == len(joined) and len(body) + HEADER_BYTES == written:
+        # Hashed while the first bytes are on their way. The joined part is whole if it enters whole.
+        self.outgoing.take(joined)
+        if written == len(joined) and not rest:
             return None
-        parts = (memoryview(joined)[written:], body[_JOINED_BYTES - HEADER_BYTES :])
-        return SendJob(self, [part for part in parts if part])
+        return SendJob(self, [part for part in (memoryview(joined)[written:], rest) if part])
 
     def receive_any(
         self, labels: Sequence[str], *, max_bytes: int, deadline: Deadline
@@ -129,9 +129,9 @@ class SocketChannel(Channel):
             raise self.lost(None)
         message = Incoming(self, label, size)
         try:
-            while not message.whole():
+            while not message.whole:
                 self.wait(deadline)
-                count = self.read_into(message.space())
+                count = self.read_into(message.space)
                 if count < 0:
                     self._wait_for(-count, deadline)
                 else:
