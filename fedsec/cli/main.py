@@ -22,6 +22,7 @@ COMMANDS = {
     "run": "run a scenario from a folder or TOML file",
     "serve": "serve a run's model, or a Keras model, in shares",
     "predict": "ask for private predictions",
+    "status": "show how a service is, and who has asked it for how much",
     "party": "run one party, as on a host of its own",
     "keys": "make authorities, identities, cluster files and trust files",
 }
