@@ -201,6 +201,17 @@ class Party:
         """End the session at this party: every later exchange raises."""
         self._over = True
 
+    def require_open(self) -> None:
+        """Refuse to go on in a session that has ended.
+
+        Raises:
+            ProtocolError: It has.
+        """
+        if self._over:
+            raise ProtocolError(
+                f"the session of party {self.id} ended with an earlier error; establish a new one"
+            )
+
     def zero_share(self, shape: tuple[int, ...]) -> RingArray:
         """Return this party's part of a fresh additive sharing of zeros: F(k_(i-1,i)) - F(k_(i,i+1)).
 
@@ -258,10 +269,7 @@ class Party:
             ProtocolError: A message has another label, sequence or size than expected, or the session was
                 over before.
         """
-        if self._over:
-            raise ProtocolError(
-                f"the session of party {self.id} ended with an earlier error; establish a new one"
-            )
+        self.require_open()
         label = self._labels[-1]
         outgoing = [(self._channels[to], label, _pack(arrays)) for to, arrays in sends.items()]
         incoming = [

@@ -227,15 +227,16 @@ def _streams(
     secrets: Mapping[Pair, bytes], ends: Pair, view: View, make_stream: MakeStream, *, record: bool
 ) -> PairStreams:
     pair = (min(ends), max(ends))
-    made = [make_stream(derive_key(secrets[pair], purpose=purpose), view) for purpose in STREAM_PURPOSES]
+    words, bits, masks = (
+        make_stream(derive_key(secrets[pair], purpose=purpose), view) for purpose in STREAM_PURPOSES
+    )
     secret = derive_key(secrets[pair], purpose=DEALT_PURPOSE)
     honest = make_stream is honest_stream
     dealt: BlockStreams = DealtStreams(secret) if honest else _OneStream(make_stream(secret, view))
-    if not record:
-        return PairStreams(*made, dealt)
-    return PairStreams(
-        *(RecordingStream(stream, pair, view) for stream in made), _RecordingBlocks(dealt, pair, view)
-    )
+    if record:
+        words, bits, masks = (RecordingStream(stream, pair, view) for stream in (words, bits, masks))
+        dealt = _RecordingBlocks(dealt, pair, view)
+    return PairStreams(words, bits, masks, dealt)
 
 
 def _wire(mesh: Mapping[tuple[str, str], MemoryChannel], name: str) -> bytes:
