@@ -149,15 +149,15 @@ def _alone(name: str, site: Site) -> int:
     return BY_NAME[name](site, site.x, site.name, settings)
 
 
-def _register(name: str, *types: type, on_shares: str, only: str = "") -> None:
+def _register(name: str, *types: type, on_shares: str, only: str = "", example: str = "") -> None:
     layers = (cls.__name__ for cls in types if issubclass(cls, L.Layer))
 
-    @converts(*types, on_shares=on_shares, only=only, names=(*layers, f"activation {name}"))
+    @converts(*types, on_shares=on_shares, only=only, names=(*layers, f"activation {name}"), example=example)
     def convert(site: Site) -> int:
         return _alone(name, site)
 
 
-@converts(L.Activation, on_shares="as the layer of that name")
+@converts(L.Activation, on_shares="as the activation of that name", example="activation linear")
 def _activation(site: Site) -> int:
     return activated(site, site.x)
 
@@ -168,6 +168,7 @@ _register(
     "relu", L.ReLU, _nn.Relu, _functions.ReLU,
     on_shares="sign and product; with max_value or negative_slope one sign for each knee",
     only="`max_value` 0",
+    example="ReLU",
 )  # fmt: skip
 _register("relu6", _nn.Relu6, on_shares="as ReLU with max_value 6")
 _register("leaky_relu", L.LeakyReLU, _nn.LeakyRelu, on_shares="as ReLU with negative_slope")
@@ -176,6 +177,7 @@ _register(
     on_shares="left out at the end: the answers are logits; elsewhere exponential and reciprocal in straight"
     " pieces",
     only="axes other than the last",
+    example="Softmax inside",
 )  # fmt: skip
 _register("sigmoid", _nn.Sigmoid, on_shares="straight pieces")
 _register("tanh", keras.src.ops.numpy.Tanh, on_shares="straight pieces")

@@ -104,6 +104,9 @@ class Entry:
     only: str
     """What of the layer is not supported; empty if all is."""
 
+    example: str
+    """The name of its small model in ``examples``."""
+
 
 _PAGE_ORDER = [f"{__package__}.{name}" for name in ("linear", "pooling", "activations", "merging")]
 
@@ -115,7 +118,7 @@ BY_TYPE: Mapping[type, Converter] = MappingProxyType(_BY_TYPE)
 
 
 def converts(
-    *types: type, on_shares: str, only: str = "", names: tuple[str, ...] = ()
+    *types: type, on_shares: str, only: str = "", names: tuple[str, ...] = (), example: str = ""
 ) -> Callable[[Converter], Converter]:
     """Register a converter.
 
@@ -124,11 +127,13 @@ def converts(
         on_shares: How the layer is computed on shares, for the page of layers.
         only: What of it is refused, for the same page.
         names: For the page; by default those of the classes.
+        example: By default the last name.
     """
 
     def register(convert: Converter) -> Converter:
         _BY_TYPE.update(dict.fromkeys(types, convert))
-        _ENTRIES.append(Entry(names or tuple(cls.__name__ for cls in types), convert, on_shares, only))
+        shown = names or tuple(cls.__name__ for cls in types)
+        _ENTRIES.append(Entry(shown, convert, on_shares, only, example or shown[-1]))
         return convert
 
     return register

@@ -128,6 +128,11 @@ def _residual(x: Any) -> Any:
     return L.ReLU()(L.Add()([y, x]))
 
 
+def _with_itself(x: Any) -> Any:
+    y = L.Conv2D(3, 2)(x)
+    return L.Add()([y, y]) - y * y
+
+
 def _arithmetic(x: Any) -> Any:
     a, b = _branches(x / 2.0 - 0.25)
     return 1.0 - (a * 0.5 + b) * a - (-b)
@@ -159,6 +164,7 @@ _GRAPHS: dict[str, Callable[[Any], Any]] = {
     "Concatenate, rows": lambda x: L.Concatenate(axis=1)(list(_branches(x))),
     "residual": _residual,
     "arithmetic": _arithmetic,
+    "with itself": _with_itself,
     "shared layer": _shared,
     "nested models": _nested,
     "functions": lambda x: A.gelu(ops.relu6(L.Conv2D(3, 2)(x)), approximate=True),

@@ -18,6 +18,8 @@ _FUNCTIONAL = type(keras.Sequential([keras.Input((1,)), keras.layers.Identity()]
 
 Shape = tuple[int, ...]
 
+_LONGEST_NAME = 90
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
@@ -102,7 +104,8 @@ class _Walk:
         return self.through(graph, given, f"{prefix}{model.name}/")
 
     def _add(self, node: Any, given: list[int], prefix: str) -> int:
-        name = again = prefix + str(node.operation.name)
+        # The end tells the layer; names in a plan have at most 128 characters, with what is added to them.
+        name = again = (prefix + str(node.operation.name))[-_LONGEST_NAME:]
         count = 1
         while again in self._names:
             count += 1

@@ -102,8 +102,12 @@ def _require_floats(site: Site) -> None:
     site.require("float parameters", whole, "share the model as it was before quantize()")
 
 
-@converts(L.BatchNormalization, on_shares="folded into the linear layer before it, else a depthwise 1x1"
-          " convolution", only="axes other than the last")  # fmt: skip
+@converts(
+    L.BatchNormalization,
+    on_shares="folded into the linear layer before it, else a depthwise 1x1 convolution",
+    only="axes other than the last",
+    example="BatchNormalization after Conv2D",
+)
 def _batch_norm(site: Site) -> int:
     layer, channels = site.layer, site.input_shape[-1]
     site.require("axis -1", layer.axis in {-1, len(site.input_shape)})

@@ -7,7 +7,7 @@ from numbers import Real
 
 from fedsec.errors import UnsupportedModelError
 from fedsec.learning.backend import keras
-from fedsec.learning.export.building import Site, converts
+from fedsec.learning.export.building import Converter, Site, converts
 from fedsec.nn.network import (
     AddLayer,
     ConcatenateLayer,
@@ -96,13 +96,24 @@ def _require_one_shape(site: Site) -> None:
 _numpy = keras.src.ops.numpy
 
 
-@converts(_numpy.Add, names=("x + y",), on_shares="as Add, or a public number", only="arrays of constants")
+def _arithmetic(
+    *types: type, shown: str, on_shares: str, only: str = "arrays of constants"
+) -> Callable[[Converter], Converter]:
+    return converts(*types, names=(shown,), on_shares=on_shares, only=only, example="arithmetic")
+
+
+@converts(
+    _numpy.Add,
+    names=("x + y",),
+    example="arithmetic",
+    on_shares="as Add, or a public number",
+    only="arrays of constants",
+)
 def _plus(site: Site) -> int:
     return _scaled(site, 1.0, _number(site)) if len(site.inputs) == 1 else _add(site)
 
 
-@converts(_numpy.Subtract, names=("x - y",), on_shares="as Subtract, or a public number",
-          only="arrays of constants")  # fmt: skip
+@_arithmetic(_numpy.Subtract, shown="x - y", on_shares="as Subtract, or a public number")
 def _minus(site: Site) -> int:
     if len(site.inputs) == 2:
         return _subtract(site)
@@ -110,21 +121,25 @@ def _minus(site: Site) -> int:
     return _scaled(site, 1.0, -number) if site.call.operands[0] is None else _scaled(site, -1.0, number)
 
 
-@converts(_numpy.Multiply, names=("x * y",), on_shares="as Multiply, or a public number",
-          only="arrays of constants")  # fmt: skip
+@_arithmetic(_numpy.Multiply, shown="x * y", on_shares="as Multiply, or a public number")
 def _times(site: Site) -> int:
     return _scaled(site, _number(site), 0.0) if len(site.inputs) == 1 else _multiply(site)
 
 
-@converts(_numpy.Divide, _numpy.TrueDivide, names=("x / number",), on_shares="a public number",
-          only="division by a tensor")  # fmt: skip
+@_arithmetic(
+    _numpy.Divide,
+    _numpy.TrueDivide,
+    shown="x / number",
+    on_shares="a public number",
+    only="division by a tensor",
+)
 def _divided(site: Site) -> int:
     by_number = len(site.inputs) == 1 and site.call.operands[0] is None
     site.require("a number below the line", by_number, "a quotient of secrets is not supported")
     return _scaled(site, 1 / _number(site), 0.0)
 
 
-@converts(_numpy.Negative, names=("-x",), on_shares="local")
+@_arithmetic(_numpy.Negative, shown="-x", on_shares="local", only="")
 def _negative(site: Site) -> int:
     return _scaled(site, -1.0, 0.0)
 

@@ -185,6 +185,19 @@ def test_every_step_has_its_layers_name_and_a_second_call_its_own() -> None:
     ]  # fmt: skip
 
 
+def test_long_names_keep_their_end() -> None:
+    inner = keras.Sequential(
+        [keras.Input((4,)), L.Dense(4, activation="hard_sigmoid", name="z" * 80)], name="i" * 80
+    )
+
+    network = network_of(graph(lambda x: inner(inner(x)), (4,)))
+
+    names = [layer.name for layer in network.layers]
+    assert len(set(names)) == len(names) == 8
+    assert max(map(len, names)) <= 128
+    assert all("z" * 80 in name for name in names)
+
+
 def test_a_separable_convolution_is_one_convolution() -> None:
     layers = network_of(sequential(L.SeparableConv2D(5, 3, depth_multiplier=2))).layers
 
