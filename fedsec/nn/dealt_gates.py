@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import assert_never
 
-from fedsec.errors import UnsupportedModelError
 from fedsec.mpc.dealt import Gate, ReluGate, TruncateGate
+from fedsec.mpc.dealt.maximum import Gather, LargestGate, last_axis, windows_of
+from fedsec.mpc.dealt.piecewise import Pieces, PiecewiseGate
+from fedsec.mpc.dealt.products import MultiplyGate
+from fedsec.mpc.dealt.ranking import TopKGate
 from fedsec.mpc.party import Layout
+from fedsec.nn import windows
 from fedsec.nn.plan import Gate as GateStep
-from fedsec.nn.plan import Relu, Truncate
-from fedsec.ring import Ring
+from fedsec.nn.plan import MaxPool2D, Multiply, PiecewiseLinear, ReduceMax, Relu, TopK, Truncate
+from fedsec.ring import Ring, RingArray
 
 
 def gate_of(party_id: int, step: GateStep, inputs: Sequence[Layout], *, final: bool) -> Gate:
@@ -22,30 +28,59 @@ def gate_of(party_id: int, step: GateStep, inputs: Sequence[Layout], *, final: b
         final: Whether the result stays in additive shares.
 
     Raises:
-        UnsupportedModelError: Dealt mode has no gate for the step.
-        UsageError: A window does not fit.
+        UsageError: A window does not fit, or is wider than there are tables for.
     """
     match step:
-        case Relu():
-            return ReluGate(
+        case Relu() | Truncate():
+            return _truncating(party_id, step, inputs[0], final=final)
+        case Multiply():
+            return MultiplyGate(party_id, *inputs, final=final)
+        case MaxPool2D() | ReduceMax():
+            return LargestGate(party_id, inputs[0], _gathers(step), window_bits=step.window_bits, final=final)
+        case PiecewiseLinear():
+            return PiecewiseGate(
                 party_id,
                 inputs[0],
-                bits=step.bits,
+                Pieces(step.knots, step.slopes, step.first_slope, step.offset),
                 window_bits=step.window_bits,
-                ignore_bits=step.ignore_bits,
+                bits=step.bits,
                 ring=Ring(step.ring_bits),
                 final=final,
             )
-        case Truncate():
-            return TruncateGate(
-                party_id,
-                inputs[0],
-                bits=step.bits,
-                window_bits=step.window_bits,
-                ring=Ring(step.ring_bits),
-                final=final,
+        case TopK():
+            return TopKGate(
+                party_id, inputs[0], step.k, bits=step.bits, window_bits=step.window_bits, final=final
             )
         case _:
-            raise UnsupportedModelError(
-                f"step {step.name!r} cannot be computed in dealt mode; use plain mode"
-            )
+            assert_never(step)
+
+
+def _truncating(party_id: int, step: Relu | Truncate, source: Layout, *, final: bool) -> Gate:
+    ring = Ring(step.ring_bits)
+    if isinstance(step, Truncate):
+        return TruncateGate(
+            party_id, source, bits=step.bits, window_bits=step.window_bits, ring=ring, final=final
+        )
+    return ReluGate(
+        party_id,
+        source,
+        bits=step.bits,
+        window_bits=step.window_bits,
+        ignore_bits=step.ignore_bits,
+        ring=ring,
+        final=final,
+    )
+
+
+def _gathers(step: MaxPool2D | ReduceMax) -> tuple[Gather, ...]:
+    if isinstance(step, ReduceMax):
+        return (last_axis,)
+    first, *others = windows_of(step.pool, step.strides)
+    return (partial(_behind_the_edge, first, step.padding), *others)
+
+
+def _behind_the_edge(
+    gather: Gather, padding: tuple[windows.Pair, windows.Pair], images: RingArray
+) -> RingArray:
+    """Gather from images whose border is repeated outwards, which changes no maximum."""
+    return gather(windows.repeat_edge(images, padding))
