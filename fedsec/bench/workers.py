@@ -15,6 +15,7 @@ from typing import Any, Self
 from fedsec.errors import FedsecError, PeerLostError, ProtocolError, by_code
 from fedsec.transport import Deadline
 
+_ANSWER_S = 300.0
 _END_S = 5.0
 _READ_BYTES = 65536
 
@@ -38,13 +39,16 @@ class Worker:
         """The child's process id."""
         return self._process.pid
 
-    def ask(self, operation: str, *, timeout_s: float = 300.0, **arguments: Any) -> Any:
-        """Let the child do an operation and return what it answers.
+    def ask(self, operation: str, *, timeout_s: float = _ANSWER_S, **arguments: Any) -> Any:
+        """Let the child do an operation and return what it answers; see :meth:`answer`."""
+        self.tell(operation, **arguments)
+        return self.answer(timeout_s)
+
+    def tell(self, operation: str, **arguments: Any) -> None:
+        """Let the child begin an operation.
 
         Raises:
             PeerLostError: It has ended.
-            DeadlineError: It did not answer in time.
-            FedsecError: What it raised.
         """
         stdin = self._process.stdin
         if stdin is None:
@@ -54,6 +58,15 @@ class Worker:
             stdin.flush()
         except BrokenPipeError as error:
             raise PeerLostError(f"expected {self._module} to run; it has ended") from error
+
+    def answer(self, timeout_s: float = _ANSWER_S) -> Any:
+        """Return what the child answers.
+
+        Raises:
+            PeerLostError: It has ended.
+            DeadlineError: It did not answer in time.
+            FedsecError: What it raised.
+        """
         answer = json.loads(self._line(Deadline.after(timeout_s)))
         if "error" in answer:
             raise by_code(answer["error"])(answer["text"])

@@ -23,6 +23,7 @@ COMMANDS = {
     "serve": "serve a run's model, or a Keras model, in shares",
     "predict": "ask for private predictions",
     "status": "show how a service is, and who has asked it for how much",
+    "bench": "measure what private predictions cost on this machine, beside Keras",
     "party": "run one party, as on a host of its own",
     "keys": "make authorities, identities, cluster files and trust files",
 }

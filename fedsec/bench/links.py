@@ -1,0 +1,88 @@
+"""``fedsec bench links``: what one communication round costs, beside sockets with nothing around them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedsec.bench.end import KINDS
+from fedsec.bench.workers import Worker
+from fedsec.cluster.keys import identity_path, make_local_keys, numbered
+from fedsec.transport import Identity
+
+SIZES = (64, 2_000, 20_000, 200_000)
+ENDS = (2, 3)
+_END = "fedsec.bench.end"
+_WARM = 50
+
+
+def bench_links(count: int) -> dict[str, dict[int, float]]:
+    """Measure rounds of two and of three processes; returns microseconds by kind of link and size.
+
+    Two processes send to each other at the same time; three pass on in a circle.
+
+    Args:
+        count: Rounds of each size.
+    """
+    results: dict[str, dict[int, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="fedsec-bench-") as folder:
+        names = numbered("end", max(ENDS))
+        make_local_keys(Path(folder), names, 0)
+        for ends in ENDS:
+            for kind in KINDS:
+                results[f"{ends} processes, {kind}"] = _measure(kind, Path(folder), names[:ends], count)
+    return results
+
+
+def _measure(kind: str, keys: Path, names: Sequence[str], count: int) -> dict[int, float]:
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(_END)) for _ in names]
+        _meet(kind, keys, names, workers)
+        _together(workers, "rounds", [{"size": SIZES[0], "count": _WARM}] * len(workers))
+        timings: dict[int, float] = {}
+        for size in SIZES:
+            asked = [{"size": size, "count": count}] * len(workers)
+            timings[size] = max(_together(workers, "rounds", asked)) * 1e6
+        return timings
+
+
+def _meet(kind: str, keys: Path, names: Sequence[str], workers: Sequence[Worker]) -> None:
+    """Connect the ends in a circle; two of them share one link."""
+    ports = [worker.ask("listen") for worker in workers]
+    asked = []
+    for number, name in enumerate(names):
+        following = (number + 1) % len(names)
+        key = Identity.load(identity_path(keys, names[following])).public_key.hex()
+        dials = len(names) > 2 or number == 0
+        asked.append(
+            {
+                "kind": kind,
+                "identity": str(identity_path(keys, name)),
+                "following": (names[following], ports[following], key) if dials else None,
+                "accepts": len(names) > 2 or number == 1,
+            }
+        )
+    _together(workers, "meet", asked)
+
+
+def _together(workers: Sequence[Worker], operation: str, asked: Sequence[dict[str, Any]]) -> list[Any]:
+    for worker, arguments in zip(workers, asked, strict=True):
+        worker.tell(operation, **arguments)
+    return [worker.answer() for worker in workers]
+
+
+def print_links(results: Mapping[str, Mapping[int, float]], console: Console | None = None) -> None:
+    """Print the table."""
+    table = Table(title="One communication round, mean in microseconds", title_justify="left")
+    table.add_column("links")
+    for size in SIZES:
+        table.add_column(f"{size} B", justify="right")
+    for links, timings in results.items():
+        table.add_row(links, *(f"{timings[size]:.0f}" for size in SIZES))
+    (console or Console()).print(table)

@@ -1,0 +1,69 @@
+"""``fedsec bench``: measure what things cost on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from fedsec.bench.links import bench_links, print_links
+from fedsec.bench.predict import FULL, QUICK, bench_predict
+from fedsec.bench.report import print_report
+from fedsec.cli.output import print_json
+from fedsec.errors import UsageError
+
+_ROUNDS = 1000
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    what = parser.add_subparsers(title="what to measure", metavar="WHAT", required=True)
+    predict = _add(what, "predict", "private predictions beside Keras, a few minutes on two cores", _predict)
+    predict.add_argument(
+        "model",
+        nargs="?",
+        type=Path,
+        metavar="RUN|MODEL",
+        help="a run's folder, or a .keras or .h5 file; by default the short-conv network, random weights",
+    )
+    predict.add_argument(
+        "--quick", action="store_true", help="20 seconds, rough: no long line, no large models"
+    )
+    links = _add(what, "links", "one communication round, beside bare sockets", _links)
+    links.add_argument("--rounds", type=int, default=_ROUNDS, metavar="N", help="of each size")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure and print."""
+    options.measure(options)
+    return 0
+
+
+def _add(what: Any, name: str, text: str, measure: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = what.add_parser(name, help=text, description=f"Measure {text}.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.set_defaults(measure=measure)
+    return parser
+
+
+def _predict(options: argparse.Namespace) -> None:
+    results = bench_predict(options.model, QUICK if options.quick else FULL, _say)
+    if options.json:
+        print_json(results)
+    else:
+        print_report(results)
+
+
+def _links(options: argparse.Namespace) -> None:
+    if options.rounds < 1:
+        raise UsageError(f"--rounds: expected at least 1, got {options.rounds}")
+    results = bench_links(options.rounds)
+    if options.json:
+        print_json(results)
+    else:
+        print_links(results)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
