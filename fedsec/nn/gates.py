@@ -1,6 +1,7 @@
 """The steps of a plan that compare, truncate or multiply secrets: each costs messages.
 
-A window of w bits means that the value, truncated, lies in [-2^(w-1), 2^(w-1)) for every allowed input.
+A window of w bits means that the value, truncated, lies in [-2^(w-1), 2^(w-1)) for every allowed input;
+before a sign that ignores g bits, in [-2^(w-1) + 2^g, 2^(w-1)).
 """
 
 from __future__ import annotations
@@ -33,13 +34,17 @@ class _Truncating(Unary, frozen=True, kw_only=True):
     window_bits: Window
     ring_bits: RingBits = 64
 
+    @property
+    def _room(self) -> int:
+        """Bits that the input takes."""
+        return self.bits + self.window_bits
+
     def follow(self, values: tuple[Value, ...]) -> Value:
         """Return the truncated value, which fits the window."""
         (x,) = values
         if self.bits > x.fraction_bits:
             raise self.refuse(f"drops {self.bits} bits of {x.fraction_bits} fraction bits")
-        # In the 64-bit ring, truncation is proven for values below 2^62 in size.
-        if self.window_bits > self.ring_bits - 1 or self.bits + self.window_bits > min(x.ring_bits, 63):
+        if self.window_bits > self.ring_bits - 1 or self._room > x.ring_bits:
             raise self.refuse(
                 f"a window of {self.window_bits} bits after {self.bits} dropped ones is too wide from"
                 f" {x.ring_bits} to {self.ring_bits} bits"
@@ -50,6 +55,11 @@ class _Truncating(Unary, frozen=True, kw_only=True):
 
 class Truncate(_Truncating, frozen=True, kw_only=True, tag="truncate"):
     """T = floor(x / 2^bits), or one less."""
+
+    @property
+    def _room(self) -> int:
+        # It moves what it gets to positive numbers first, which takes another bit.
+        return super()._room + (1 if self.bits else 0)
 
 
 class Relu(_Truncating, frozen=True, kw_only=True, tag="relu"):
@@ -147,6 +157,7 @@ class PiecewiseLinear(Unary, frozen=True, kw_only=True, tag="piecewise_linear"):
         bits: Dropped from the sum.
         ring_bits: Ring of the result.
         bound: A power of two above the largest size of the result.
+        error: Largest distance of y, before bits are dropped, from the function that it stands for.
     """
 
     window_bits: Window
@@ -158,6 +169,7 @@ class PiecewiseLinear(Unary, frozen=True, kw_only=True, tag="piecewise_linear"):
     bits: SomeBits
     ring_bits: RingBits = 64
     bound: float
+    error: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
 
     def _check(self) -> None:
         super()._check()

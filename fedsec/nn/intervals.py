@@ -1,4 +1,4 @@
-"""Interval bounds: the largest value that any allowed input can produce at each layer.
+"""Interval arithmetic: bounds of every value of one example.
 
 A ring wraps silently, so ranges are proven when a model is planned and what could wrap is refused. The
 bounds hold for the integers that are computed on: encoded parameters and truncation errors are included.
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Pair = tuple[int, int]
 
 _TWO_ROUNDINGS = 2.0**-52
 """Twice float64's relative error of one operation. The error of a sum is at most its number of terms times
@@ -60,12 +61,12 @@ class Interval:
         high = apply(self.high, positive) + apply(self.low, negative) + bias
         # One rounding a term for these sums, one for those within a joint kernel.
         terms = kernel[..., 0].size + 4
-        slack = terms * _TWO_ROUNDINGS * (apply(self._sizes, sizes) + np.abs(bias))
+        slack = terms * _TWO_ROUNDINGS * (apply(self.sizes, sizes) + np.abs(bias))
         return Interval(low - slack, high + slack)
 
     def summed(self, add: Callable[[Floats], Floats], terms: int) -> Interval:
         """Bound sums of ``terms`` values each."""
-        slack = (terms + 4) * _TWO_ROUNDINGS * add(self._sizes)
+        slack = (terms + 4) * _TWO_ROUNDINGS * add(self.sizes)
         return Interval(add(self.low) - slack, add(self.high) + slack)
 
     def truncated(self, fraction_bits: int) -> Interval:
@@ -77,18 +78,48 @@ class Interval:
         """Bound max(0, x)."""
         return Interval(np.maximum(self.low, 0.0), np.maximum(self.high, 0.0))
 
+    def plus(self, other: Interval) -> Interval:
+        """Bound the sum with other values."""
+        return Interval(_down(self.low + other.low), _up(self.high + other.high))
+
+    def minus(self, other: Interval) -> Interval:
+        """Bound the difference with other values."""
+        return Interval(_down(self.low - other.high), _up(self.high - other.low))
+
+    def times(self, other: Interval) -> Interval:
+        """Bound the product with other values; they broadcast."""
+        corners = [a * b for a in (self.low, self.high) for b in (other.low, other.high)]
+        low: Floats = np.minimum(np.minimum(corners[0], corners[1]), np.minimum(corners[2], corners[3]))
+        high: Floats = np.maximum(np.maximum(corners[0], corners[1]), np.maximum(corners[2], corners[3]))
+        return Interval(_down(low), _up(high))
+
+    def widened(self, margin: Floats | float) -> Interval:
+        """Bound values that are at most ``margin`` away from these."""
+        return Interval(_down(self.low - margin), _up(self.high + margin))
+
     def map(self, function: Callable[[Floats], Floats]) -> Interval:
         """Bound the same values in another shape, or among zeros."""
         return Interval(function(self.low), function(self.high))
 
     @property
-    def _sizes(self) -> Floats:
+    def sizes(self) -> Floats:
+        """The largest absolute value at each place."""
         sizes: Floats = np.maximum(np.abs(self.low), np.abs(self.high))
         return sizes
 
 
-def with_box(kernel: Floats, box: tuple[int, int], step: tuple[int, int]) -> Floats:
-    """Return the one kernel that does a box sum and then ``kernel``.
+def _down(values: Floats) -> Floats:
+    below: Floats = np.nextafter(values, -np.inf)
+    return below
+
+
+def _up(values: Floats) -> Floats:
+    above: Floats = np.nextafter(values, np.inf)
+    return above
+
+
+def with_box(kernel: Floats, box: Pair, step: Pair, dilation: Pair = (1, 1)) -> Floats:
+    """Return the one kernel that does a box sum and then a dilated ``kernel``.
 
     Bounds of the joint kernel are tighter: neighbouring box sums share inputs, and what cancels in the
     kernel cancels there.
@@ -97,15 +128,16 @@ def with_box(kernel: Floats, box: tuple[int, int], step: tuple[int, int]) -> Flo
         kernel: Shape [h, w, C, F].
         box: Height and width of the box.
         step: Distance of neighbouring values in the box, along rows and columns.
+        dilation: Distance of neighbouring values under the kernel.
 
     Returns:
-        Shape [h + step[0]*(box[0]-1), w + step[1]*(box[1]-1), C, F].
+        Shape [dilation[0]*(h-1) + 1 + step[0]*(box[0]-1), the same along columns, C, F].
     """
-    height, width = kernel.shape[:2]
-    joint = np.zeros(
-        (height + step[0] * (box[0] - 1), width + step[1] * (box[1] - 1), *kernel.shape[2:]), dtype=np.float64
-    )
+    reach = [dilation[axis] * (kernel.shape[axis] - 1) + 1 for axis in (0, 1)]
+    sizes = [reach[axis] + step[axis] * (box[axis] - 1) for axis in (0, 1)]
+    joint = np.zeros((*sizes, *kernel.shape[2:]), dtype=np.float64)
     for row in range(0, step[0] * box[0], step[0]):
         for column in range(0, step[1] * box[1], step[1]):
-            joint[row : row + height, column : column + width] += kernel
+            rows = slice(row, row + reach[0], dilation[0])
+            joint[rows, column : column + reach[1] : dilation[1]] += kernel
     return joint

@@ -1,17 +1,35 @@
-"""A plan's steps over shares: what each of the three computing parties runs for a prediction."""
+"""A plan's steps over replicated shares: what each of the three computing parties runs in plain mode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import assert_never
 
 import numpy as np
 
-from fedsec.errors import InputError, UnsupportedModelError
-from fedsec.mpc import Party, conv2d, matmul, relu, sum_pool, truncate
-from fedsec.nn import windows
-from fedsec.nn.plan import Conv2D, Dense, Plan, Relu, Reshape, Step, SumPool2D, Truncate
+from fedsec import mpc
+from fedsec.errors import InputError
+from fedsec.mpc import Pair, Party
+from fedsec.mpc.two_holders import known_word
+from fedsec.nn import local, windows
+from fedsec.nn.plan import (
+    Conv2D,
+    Dense,
+    Gate,
+    Linear,
+    Local,
+    MaxPool2D,
+    Multiply,
+    PiecewiseLinear,
+    Plan,
+    ReduceMax,
+    Relu,
+    Scale,
+    TopK,
+    Truncate,
+)
 from fedsec.nn.weights import check_shares
-from fedsec.ring import RingArray
+from fedsec.ring import Ring, RingArray
 from fedsec.sharing.replicated import RepShare
 
 
@@ -21,20 +39,19 @@ def predict(party: Party, plan: Plan, weights: Sequence[RepShare], x: RepShare) 
     Args:
         party: This party's side of the session.
         plan: The public steps; the same at all three parties.
-        weights: This party's shares of the parameters, in the plan's order.
+        weights: This party's shares of the parameters, in the plan's order; as they came, or ``in_rings``.
         x: Its shares of the inputs, shape [N, *input shape], encoded with the plan's fraction bits.
 
     Returns:
-        Shares of the logits, shape [N, *output shape]; their ``fraction_bits`` are the plan's
+        Shares of the answers, shape [N, *output shape]; their ``fraction_bits`` are the plan's
         ``output_fraction_bits``.
 
     Raises:
         InputError: If shapes or fraction bits are not those of the plan; nothing was sent.
         PeerLostError, DeadlineError, ProtocolError: As the protocols. The session is over.
 
-    Security: every message is one of the protocols' own (``matmul``, ``conv2d``, ``truncate``, ``relu``); box
-    sums, padding and reshaping are local. An input outside of the plan's range gives an arbitrary answer in
-    its own row of the batch and in no other.
+    Security: every message is one of the protocols' own; sums, padding and reshaping are local. An input
+    outside of the plan's range gives an arbitrary answer in its own row of the batch and in no other.
     """
     check_shares(plan, weights)
     if x.shape[1:] != plan.input_shape or x.fraction_bits != plan.fraction_bits:
@@ -42,40 +59,153 @@ def predict(party: Party, plan: Plan, weights: Sequence[RepShare], x: RepShare) 
             f"plan {plan.name!r} takes [N, {', '.join(map(str, plan.input_shape))}] with {plan.fraction_bits}"
             f" fraction bits, got {list(x.shape)} with {x.fraction_bits}"
         )
-    parameters = iter(weights)
-    values: dict[int, RepShare] = {0: x}
+    parameters = iter(in_rings(plan, weights))
+    pairs = _only_cut(plan)
+    values: dict[int, RepShare | Pair] = {0: _in_ring(x, plan.input_ring_bits)}
     for number, step in enumerate(plan.layers):
-        values[number + 1] = _apply(party, step, [values[value] for value in step.inputs], parameters)
+        inputs = [values[value] for value in step.inputs]
+        if isinstance(step, Linear):
+            values[number + 1] = _linear(party, step, inputs, parameters, pair=number + 1 in pairs)
+        else:
+            values[number + 1] = _apply(party, step, inputs)
         for value in step.inputs:
             if plan.last_uses[value] == number:
                 values.pop(value, None)
-    return values[len(plan.layers)]
+    return _replicated(party, values[len(plan.layers)])
 
 
-def _apply(party: Party, step: Step, inputs: list[RepShare], parameters: Iterator[RepShare]) -> RepShare:
-    (x,) = inputs
+def in_rings(plan: Plan, weights: Sequence[RepShare]) -> list[RepShare]:
+    """Return shares of parameters in the rings of their steps: words of 32 bits are the lowest 32 of 64.
+
+    Worth doing once for many predictions: ``predict`` then has nothing to copy.
+    """
+    rings = [
+        plan.inputs_of(number)[0].ring_bits
+        for number, step in enumerate(plan.layers)
+        if isinstance(step, Linear)
+    ]
+    return [
+        _in_ring(share, ring_bits)
+        for share, ring_bits in zip(weights, np.repeat(rings, 2).tolist(), strict=True)
+    ]
+
+
+def _in_ring(x: RepShare, ring_bits: int) -> RepShare:
+    dtype = Ring(ring_bits).dtype
+    return RepShare(x.own.astype(dtype, copy=False), x.next.astype(dtype, copy=False), x.fraction_bits)
+
+
+def _only_cut(plan: Plan) -> set[int]:
+    """Return the values that only gates take that cut bits, through local steps or at once.
+
+    A product of which that is so need not be replicated.
+    """
+    found = set(range(1, len(plan.values) - 1))
+    for number in reversed(range(len(plan.layers))):
+        step = plan.layers[number]
+        passed_on = isinstance(step, Local) and number + 1 in found
+        if not (passed_on or isinstance(step, Truncate | Relu | PiecewiseLinear)):
+            found -= set(step.inputs)
+    return found
+
+
+def _replicated(party: Party, x: RepShare | Pair) -> RepShare:
+    return mpc.share_pair(party, x) if isinstance(x, Pair) else x
+
+
+def _linear(
+    party: Party,
+    step: Conv2D | Dense,
+    inputs: Sequence[RepShare | Pair],
+    parameters: Iterator[RepShare],
+    *,
+    pair: bool,
+) -> RepShare | Pair:
+    x = _replicated(party, inputs[0])
+    kernel, bias = next(parameters), next(parameters)
+    if isinstance(step, Dense):
+        rows = x.reshape(-1, x.shape[-1])
+        if pair:
+            cut = mpc.matmul_pair(party, rows, kernel).plus(party, bias)
+            return cut.reshape(x.shape[0], *step.output_shape)
+        return (mpc.matmul(party, rows, kernel) + bias).reshape(x.shape[0], *step.output_shape)
+    boxed = RepShare(_boxed(step, x.own), _boxed(step, x.next), x.fraction_bits)
+    if pair:
+        return mpc.conv2d_pair(party, boxed, kernel, step.strides, step.dilation).plus(party, bias)
+    return mpc.conv2d(party, boxed, kernel, step.strides, step.dilation) + bias
+
+
+def _boxed(step: Conv2D, images: RingArray) -> RingArray:
+    padded = windows.pad(images, step.padding)
+    return np.ascontiguousarray(windows.box_sum(padded, step.box, step.box_step))
+
+
+def _apply(party: Party, step: Local | Gate, inputs: Sequence[RepShare | Pair]) -> RepShare | Pair:
     match step:
-        case Conv2D():
-            boxed = _locally(
-                x, lambda part: windows.box_sum(windows.pad(part, step.padding), step.box, step.box_step)
-            )
-            return conv2d(party, boxed, next(parameters), step.strides) + next(parameters)
-        case Dense():
-            return matmul(party, x, next(parameters)) + next(parameters)
-        case SumPool2D():
-            return sum_pool(x, step.pool, step.strides)
-        case Truncate():
-            return truncate(party, x, step.bits)
-        case Relu():
-            return relu(party, truncate(party, x, step.bits), step.window_bits)
-        case Reshape():
-            return x.reshape(x.shape[0], *step.output_shape)
+        case Multiply():
+            x, y = (_with_rank(_replicated(party, value), len(step.output_shape)) for value in inputs)
+            return mpc.multiply(party, x, y)
+        case Truncate() | Relu() | PiecewiseLinear():
+            return _cut(party, step, inputs[0])
+        case MaxPool2D() | ReduceMax() | TopK():
+            return _compare(party, step, _replicated(party, inputs[0]))
         case _:
-            raise UnsupportedModelError(f"step {step.name!r} cannot be computed on shares yet")
+            return _locally(party, step, inputs)
 
 
-def _locally(x: RepShare, function: Callable[[RingArray], RingArray]) -> RepShare:
-    """Apply a linear function with public constants: both halves of the share, no message."""
-    return RepShare(
-        np.ascontiguousarray(function(x.own)), np.ascontiguousarray(function(x.next)), x.fraction_bits
-    )
+def _locally(party: Party, step: Local, inputs: Sequence[RepShare | Pair]) -> RepShare | Pair:
+    """Compute a step that is linear with public constants on every component alike, without a message."""
+    bits = inputs[0].fraction_bits + (step.fraction_bits if isinstance(step, Scale) else 0)
+    constant = local.constant_of(step, bits, inputs[0].ring)
+    shares = [x for x in inputs if isinstance(x, RepShare)]
+    if len(shares) == len(inputs):
+        own, following = (
+            np.ascontiguousarray(local.apply(step, parts))
+            for parts in ([x.own for x in shares], [x.next for x in shares])
+        )
+        replicated = RepShare(own, following, bits)
+        return replicated if constant is None else replicated.add_public(party.id, constant)
+    known = local.apply(step, [known_word(party, x) for x in inputs])
+    # What party 0 knows is one summand of two, so it alone adds a constant.
+    return Pair(np.ascontiguousarray(known if constant is None or party.id else known + constant), bits)
+
+
+def _with_rank(x: RepShare, rank: int) -> RepShare:
+    return RepShare(windows.with_rank(x.own, rank), windows.with_rank(x.next, rank), x.fraction_bits)
+
+
+def _cut(party: Party, step: Truncate | Relu | PiecewiseLinear, x: RepShare | Pair) -> RepShare:
+    ring = Ring(step.ring_bits)
+    match step:
+        case Truncate():
+            return mpc.truncate(party, x, step.bits, ring=ring)
+        case Relu():
+            return mpc.truncated_relu(party, x, step.bits, step.window_bits, step.ignore_bits, ring=ring)
+        case PiecewiseLinear():
+            y = mpc.piecewise_linear(
+                party,
+                x,
+                step.knots,
+                step.slopes,
+                step.first_slope,
+                step.offset,
+                step.slope_bits,
+                step.window_bits,
+            )
+            return mpc.truncate(party, y, step.bits, ring=ring)
+        case _:
+            assert_never(step)
+
+
+def _compare(party: Party, step: MaxPool2D | ReduceMax | TopK, x: RepShare) -> RepShare:
+    match step:
+        case MaxPool2D():
+            own, following = (windows.repeat_edge(part, step.padding) for part in (x.own, x.next))
+            padded = RepShare(own, following, x.fraction_bits)
+            return mpc.max_pool(party, padded, step.pool, step.strides, step.window_bits)
+        case ReduceMax():
+            return mpc.reduce_max(party, x, step.window_bits)
+        case TopK():
+            return mpc.top_k(party, mpc.truncate(party, x, step.bits), step.k, step.window_bits)
+        case _:
+            assert_never(step)

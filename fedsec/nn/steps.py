@@ -322,6 +322,9 @@ class Scale(Unary, frozen=True, kw_only=True, tag="scale"):
     fraction_bits: SomeBits = 0
     """Fraction bits of the factors; the value gets as many more."""
 
+    relative_error: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
+    """Largest relative distance of a factor from the real number it stands for."""
+
     def _check(self) -> None:
         if len(self.factors) not in {1, self.input_shape[-1], math.prod(self.input_shape)}:
             raise self.refuse(f"{len(self.factors)} factors for {list(self.input_shape)}")
