@@ -129,8 +129,8 @@ class SocketChannel(Channel):
             raise self.lost(None)
         message = Incoming(self, label, size)
         try:
+            self.wait(deadline)
             while not message.whole:
-                self.wait(deadline)
                 count = self.read_into(message.space)
                 if count < 0:
                     self._wait_for(-count, deadline)
@@ -225,8 +225,8 @@ class SocketChannel(Channel):
             raise
 
     def _fill(self, view: memoryview, deadline: Deadline) -> None:
+        self.wait(deadline)
         while view:
-            self.wait(deadline)
             count = self.read_into(view)
             if count < 0:
                 self._wait_for(-count, deadline)
@@ -235,9 +235,11 @@ class SocketChannel(Channel):
                 view = view[count:]
 
     def _wait_for(self, event: int, deadline: Deadline) -> None:
-        # A TLS record may come in pieces, and reading may have to write.
-        poll = select.poll()
-        poll.register(self, event)
+        poll = self._readable
+        if event != select.POLLIN:
+            # TLS may have to write in order to read.
+            poll = select.poll()
+            poll.register(self, event)
         while not poll.poll(deadline.poll_ms(self.peer.name)):
             pass
 
