@@ -9,8 +9,8 @@ import numpy as np
 from fedsec.errors import UnsupportedModelError
 from fedsec.nn import functions, plan
 from fedsec.nn.builder import Builder, Operand
-from fedsec.nn.functions import Pieces
 from fedsec.nn.network import FunctionLayer, ReluLayer
+from fedsec.nn.pieces import Pieces
 
 FUNCTION_ERROR = 2.0**-9
 """Largest distance of the straight pieces from the function; half of it takes 1.4 times as many pieces."""

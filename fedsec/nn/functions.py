@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from fedsec.errors import UnsupportedModelError
+from fedsec.nn.pieces import Pieces, join
 
 Floats = npt.NDArray[np.float64]
 Line = tuple[float, float]
@@ -48,18 +49,6 @@ class Smooth:
     kinks: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Pieces:
-    """Straight pieces in integers, as ``plan.PiecewiseLinear`` has them, and their largest error."""
-
-    knots: tuple[int, ...]
-    slopes: tuple[int, ...]
-    first_slope: int
-    offset: int
-    slope_bits: int
-    error: float
-
-
 def fit(function: Smooth, low: float, high: float, *, error: float, fraction_bits: int) -> Pieces:
     """Choose straight pieces for a function.
 
@@ -76,13 +65,16 @@ def fit(function: Smooth, low: float, high: float, *, error: float, fraction_bit
     reach = _reach(function, error / 4)
     start, end = max(low, reach[0]), min(high, reach[1])
     start, end = (start, end) if start < end else reach
-    for count in range(2, MOST_PIECES):
-        knots = _spread(function, start, end, count, fraction_bits)
-        if len(knots) < 2:
-            continue
-        pieces = _through(function, knots, (low, high), fraction_bits)
-        if pieces.error <= error:
-            return pieces
+    places, total = _bending(function, start, end)
+    # With n pieces the error is about (total / n)^2 / 16.
+    fewest = max(2, int(0.8 * total[-1] / 4 / math.sqrt(error)))
+    for count in range(fewest, MOST_PIECES):
+        chosen = np.interp(np.linspace(0.0, total[-1], count + 1), total, places)
+        knots = _with_kinks(function, chosen, fraction_bits)
+        if len(knots) > 1:
+            pieces = _through(function, knots, (low, high), fraction_bits)
+            if pieces.error <= error:
+                return pieces
     raise UnsupportedModelError(
         f"a function needs more than {MOST_PIECES} pieces for an error of {error:g} between {low:g} and"
         f" {high:g}; allow a larger error"
@@ -104,19 +96,19 @@ def _distance(function: Smooth, x: float, line: Line) -> float:
     return float(function.call(np.array([x]))[0]) - (line[0] * x + line[1])
 
 
-def _spread(
-    function: Smooth, low: float, high: float, count: int, fraction_bits: int
-) -> npt.NDArray[np.int64]:
-    """Return integer knots between which the function bends alike, the two ends and its kinks among them."""
+def _bending(function: Smooth, low: float, high: float) -> tuple[Floats, Floats]:
+    """Return places, and how much the function bends up to each: the integral of sqrt(|f''|)."""
     x = np.linspace(low, high, _GRID)
     bend = np.abs(np.gradient(np.gradient(function.call(x), x), x))
     # A little everywhere, so that straight stretches have no knot too far away.
-    density = np.sqrt(bend) + 1e-3
-    total = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    chosen = np.interp(np.linspace(0.0, total[-1], count + 1), total, x)
-    inside = [kink for kink in function.kinks if low < kink < high]
-    knots = np.rint(np.ldexp(np.concatenate([chosen, inside]), fraction_bits)).astype(np.int64)
-    return np.unique(knots)
+    density = (np.sqrt(bend) + 1e-3) * (x[1] - x[0])
+    return x, np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+
+
+def _with_kinks(function: Smooth, chosen: Floats, fraction_bits: int) -> npt.NDArray[np.int64]:
+    """Return places as integers, with the function's kinks among them."""
+    inside = [kink for kink in function.kinks if chosen[0] < kink < chosen[-1]]
+    return np.unique(np.rint(np.ldexp(np.concatenate([chosen, inside]), fraction_bits)).astype(np.int64))
 
 
 def _through(
@@ -125,26 +117,18 @@ def _through(
     """Return pieces between given knots, with values moved so that errors are alike on both sides."""
     x = np.ldexp(knots.astype(np.float64), -fraction_bits)
     wanted = function.call(x) - _shift(function, x)
-    unit = 2.0**-SLOPE_BITS
-    # Beyond a knot that the domain reaches over, the asymptote goes on.
-    at_left, at_right = domain[0] < x[0], domain[1] > x[-1]
-    if at_left:
-        wanted[0] = function.left[0] * x[0] + function.left[1]
-    if at_right:
-        wanted[-1] = function.right[0] * x[-1] + function.right[1]
-    heights = [round(wanted[0] / unit * 2**fraction_bits)]
-    slopes = [round(function.left[0] / unit)]
-    # Rounding a slope moves all that follows; the next slope aims from where the last one led.
-    for k in range(len(knots) - 1):
-        width = int(knots[k + 1] - knots[k])
-        slopes.append(round((wanted[k + 1] / unit * 2**fraction_bits - heights[-1]) / width))
-        heights.append(heights[-1] + slopes[-1] * width)
-    slopes.append(round(function.right[0] / unit))
-    first = slopes[0]
-    changes = tuple(int(change) for change in np.diff(slopes))
-    offset = heights[0] - first * int(knots[0])
-    found = Pieces(tuple(int(k) for k in knots), changes, first, offset, SLOPE_BITS, 0.0)
-    return _measured(function, found, domain, fraction_bits)
+    ends: list[int | None] = [None, None]
+    for place, line, goes_on in (
+        (0, function.left, domain[0] < x[0]),
+        (-1, function.right, domain[1] > x[-1]),
+    ):
+        if goes_on:
+            # Beyond a knot that the domain reaches over, the asymptote goes on.
+            wanted[place] = line[0] * x[place] + line[1]
+            ends[place] = round(math.ldexp(line[0], SLOPE_BITS))
+    heights = [round(math.ldexp(height, SLOPE_BITS + fraction_bits)) for height in wanted]
+    found = join([int(knot) for knot in knots], heights, (ends[0], ends[-1]), SLOPE_BITS)
+    return replace(found, error=_error(function, found, domain, fraction_bits))
 
 
 def _shift(function: Smooth, x: Floats) -> Floats:
@@ -156,8 +140,8 @@ def _shift(function: Smooth, x: Floats) -> Floats:
     return np.asarray((padded[1:] + padded[:-1]) / 2)
 
 
-def _measured(function: Smooth, pieces: Pieces, domain: tuple[float, float], fraction_bits: int) -> Pieces:
-    """Return the pieces with a proven bound of their error on the domain."""
+def _error(function: Smooth, pieces: Pieces, domain: tuple[float, float], fraction_bits: int) -> float:
+    """Return a proven bound of the pieces' error on the domain."""
     x = np.ldexp(np.array(pieces.knots, dtype=np.float64), -fraction_bits)
     low, high = max(domain[0], x[0] - 1.0), min(domain[1], x[-1] + 1.0)
     inner = [place for place in (*x, *function.kinks) if low < place < high]
@@ -171,10 +155,7 @@ def _measured(function: Smooth, pieces: Pieces, domain: tuple[float, float], fra
         if place != end:
             at = np.array([end])
             far.append(abs(float(evaluate(pieces, at, fraction_bits)[0]) - line[0] * end - line[1]))
-    error = max(float(np.max(off)), *far, 0.0) + between + 1e-12
-    return Pieces(
-        pieces.knots, pieces.slopes, pieces.first_slope, pieces.offset, pieces.slope_bits, float(error)
-    )
+    return float(max(np.max(off), *far, 0.0) + between + 1e-12)
 
 
 def evaluate(pieces: Pieces, x: Floats, fraction_bits: int) -> Floats:

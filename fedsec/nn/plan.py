@@ -20,8 +20,9 @@ from typing import Annotated, Literal, NamedTuple, get_args
 
 import msgspec
 
-from fedsec.errors import UnsupportedModelError, UsageError
+from fedsec.errors import UsageError
 from fedsec.nn.gates import Gate, MaxPool2D, Multiply, PiecewiseLinear, ReduceMax, Relu, TopK, Truncate
+from fedsec.nn.heads import with_head
 from fedsec.nn.steps import (
     Add,
     AddConstant,
@@ -158,11 +159,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """Return the plan whose answer is what ``reveal`` says: one of ``REVEALS``.
 
         Raises:
-            UnsupportedModelError: If the answer is no list of two classes or more.
+            UnsupportedModelError: If the answer is no list of 2 to 1024 classes.
         """
         if reveal == "logits":
             return self
-        raise UnsupportedModelError(f"plan {self.name!r}: only logits can be revealed yet, not {reveal}")
+        return with_head(self, reveal)
 
     def digest(self) -> str:
         """Return the SHA-256 of the plan's JSON in hexadecimal."""

@@ -275,15 +275,17 @@ class Pad2D(Unary, frozen=True, kw_only=True, tag="pad2d"):
 
 
 class Add(Several, frozen=True, kw_only=True, tag="add"):
-    """Sum of values, each with a sign."""
+    """Sum of values, each with a sign. Axes of length one are repeated, but for those of the first value."""
 
     signs: Annotated[tuple[Literal[-1, 1], ...], msgspec.Meta(min_length=2, max_length=64)]
 
     def _check(self) -> None:
         if len(self.signs) != len(self.inputs):
             raise self.refuse(f"{len(self.inputs)} inputs with {len(self.signs)} signs")
+        self._expect_output(self.input_shapes[0])
         for shape in self.input_shapes:
-            if shape != self.output_shape:
+            fits = len(shape) == len(self.output_shape)
+            if not fits or any(a not in {1, b} for a, b in zip(shape, self.output_shape, strict=True)):
                 raise self.refuse(f"adds {list(shape)} to {list(self.output_shape)}")
 
     def follow(self, values: tuple[Value, ...]) -> Value:
