@@ -88,12 +88,14 @@ class Block:
 
     Attributes:
         index: The block's number in the session.
-        start: Number of the first image in the block as it was dealt.
+        dealt: How many images it was dealt for.
+        start: Number of the first of the images that are left.
         images: How many images it is for.
         materials: For each gate, in order.
     """
 
     index: int
+    dealt: int
     start: int
     images: int
     materials: tuple[Material, ...]
@@ -105,12 +107,12 @@ class Block:
             for piece in (slice(None, images), slice(images, None))
         )
         return (
-            Block(self.index, self.start, images, first),
-            Block(self.index, self.start + images, self.images - images, rest),
+            Block(self.index, self.dealt, self.start, images, first),
+            Block(self.index, self.dealt, self.start + images, self.images - images, rest),
         )
 
     def __str__(self) -> str:
-        return f"{self.index}.{self.start}+{self.images}"
+        return f"{self.index}:{self.start}+{self.images}of{self.dealt}"
 
 
 class Program:
@@ -218,8 +220,8 @@ class Program:
             if party.id == DEALER:
                 self._deal(supply)
                 supply.send()
-                return Block(index, 0, images, ())
-            return Block(index, 0, images, self._prepare(supply))
+                return Block(index, images, 0, images, ())
+            return Block(index, images, 0, images, self._prepare(supply))
 
     def _deal(self, supply: Supply) -> None:
         parts = iter(supply)
