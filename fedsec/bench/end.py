@@ -6,7 +6,9 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from fedsec.bench.compute import compute
 from fedsec.bench.timing import rate
 from fedsec.bench.workers import answer_requests
 from fedsec.errors import UsageError
@@ -59,6 +61,13 @@ class End:
         call = _round(to, sender, body)
         rate(call, count // 10 + 1, 1)
         return 1 / rate(call, count, 1)
+
+    def compute(self, party_id: int, **asked: Any) -> dict[str, dict[str, float]]:
+        """Be a computing party; see :func:`fedsec.bench.compute.compute`."""
+        before, following = self._links["before"], self._links["following"]
+        if not (isinstance(before, SocketChannel) and isinstance(following, SocketChannel)):
+            raise UsageError("expected an end with two channels")
+        return compute(party_id, before, following, **asked)
 
     def close(self) -> None:
         """Close all links."""
@@ -115,7 +124,15 @@ def _round(to: Link, sender: Link, body: bytes) -> Callable[[], object]:
 def main() -> None:
     """Answer until the benchmark closes our standard input."""
     end = End()
-    answer_requests({"listen": end.listen, "meet": end.meet, "rounds": end.rounds, "close": end.close})
+    answer_requests(
+        {
+            "listen": end.listen,
+            "meet": end.meet,
+            "rounds": end.rounds,
+            "compute": end.compute,
+            "close": end.close,
+        }
+    )
     end.close()
 
 

@@ -18,7 +18,7 @@ from fedsec.transport import Identity
 
 SIZES = (64, 2_000, 20_000, 200_000)
 ENDS = (2, 3)
-_END = "fedsec.bench.end"
+END = "fedsec.bench.end"
 _WARM = 50
 
 
@@ -42,18 +42,25 @@ def bench_links(count: int) -> dict[str, dict[int, float]]:
 
 def _measure(kind: str, keys: Path, names: Sequence[str], count: int) -> dict[int, float]:
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker(_END)) for _ in names]
-        _meet(kind, keys, names, workers)
-        _together(workers, "rounds", [{"size": SIZES[0], "count": _WARM}] * len(workers))
+        workers = [stack.enter_context(Worker(END)) for _ in names]
+        meet(kind, keys, names, workers)
+        together(workers, "rounds", [{"size": SIZES[0], "count": _WARM}] * len(workers))
         timings: dict[int, float] = {}
         for size in SIZES:
             asked = [{"size": size, "count": count}] * len(workers)
-            timings[size] = max(_together(workers, "rounds", asked)) * 1e6
+            timings[size] = max(together(workers, "rounds", asked)) * 1e6
         return timings
 
 
-def _meet(kind: str, keys: Path, names: Sequence[str], workers: Sequence[Worker]) -> None:
-    """Connect the ends in a circle; two of them share one link."""
+def meet(kind: str, keys: Path, names: Sequence[str], workers: Sequence[Worker]) -> None:
+    """Connect the ends in a circle; two of them share one link.
+
+    Args:
+        kind: One of ``KINDS``.
+        keys: Folder with an identity of each name.
+        names: Of the ends.
+        workers: Their processes, in the same order.
+    """
     ports = [worker.ask("listen") for worker in workers]
     asked = []
     for number, name in enumerate(names):
@@ -68,10 +75,11 @@ def _meet(kind: str, keys: Path, names: Sequence[str], workers: Sequence[Worker]
                 "accepts": len(names) > 2 or number == 1,
             }
         )
-    _together(workers, "meet", asked)
+    together(workers, "meet", asked)
 
 
-def _together(workers: Sequence[Worker], operation: str, asked: Sequence[dict[str, Any]]) -> list[Any]:
+def together(workers: Sequence[Worker], operation: str, asked: Sequence[dict[str, Any]]) -> list[Any]:
+    """Let every worker do an operation at the same time, each with its own arguments."""
     for worker, arguments in zip(workers, asked, strict=True):
         worker.tell(operation, **arguments)
     return [worker.answer() for worker in workers]

@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fedsec.bench.engine import bench_engine, print_engine
 from fedsec.bench.links import bench_links, print_links
 from fedsec.bench.predict import FULL, QUICK, bench_predict
 from fedsec.bench.report import print_report
 from fedsec.cli.output import print_json
 from fedsec.errors import UsageError
+from fedsec.nn import REVEALS
 
 _ROUNDS = 1000
+_PREDICTIONS = 200
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +35,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     links = _add(what, "links", "one communication round, beside bare sockets", _links)
     links.add_argument("--rounds", type=int, default=_ROUNDS, metavar="N", help="of each size")
+    engine = _add(what, "engine", "the parties' computation alone, prepared and online part", _engine)
+    engine.add_argument(
+        "run_folder",
+        nargs="?",
+        type=Path,
+        metavar="RUN",
+        help="a run's folder; by default the short-conv network",
+    )
+    engine.add_argument("--reveal", choices=REVEALS, default="logits", help="what the answer is")
+    engine.add_argument("--predictions", type=int, default=_PREDICTIONS, metavar="N", help="of one image")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -63,6 +76,16 @@ def _links(options: argparse.Namespace) -> None:
         print_json(results)
     else:
         print_links(results)
+
+
+def _engine(options: argparse.Namespace) -> None:
+    if options.predictions < 1:
+        raise UsageError(f"--predictions: expected at least 1, got {options.predictions}")
+    results = bench_engine(options.run_folder, options.reveal, options.predictions)
+    if options.json:
+        print_json(results)
+    else:
+        print_engine(results)
 
 
 def _say(text: str) -> None:
