@@ -108,7 +108,11 @@ def _bending(function: Smooth, low: float, high: float) -> tuple[Floats, Floats]
 def _with_kinks(function: Smooth, chosen: Floats, fraction_bits: int) -> npt.NDArray[np.int64]:
     """Return places as integers, with the function's kinks among them."""
     inside = [kink for kink in function.kinks if chosen[0] < kink < chosen[-1]]
-    return np.unique(np.rint(np.ldexp(np.concatenate([chosen, inside]), fraction_bits)).astype(np.int64))
+    places = np.ldexp(chosen, fraction_bits)
+    # The ends are rounded outwards, so that a domain that ends there is covered.
+    ends = [np.floor(places[0]), np.ceil(places[-1])]
+    between = np.rint([*places[1:-1], *np.ldexp(inside, fraction_bits)])
+    return np.unique(np.concatenate([between, ends])).astype(np.int64)
 
 
 def _through(

@@ -187,10 +187,10 @@ def _cut(party: Party, step: Truncate | Relu | PiecewiseLinear, x: RepShare | Pa
                 x,
                 step.knots,
                 step.slopes,
-                step.first_slope,
-                step.offset,
-                step.slope_bits,
-                step.window_bits,
+                first_slope=step.first_slope,
+                offset=step.offset,
+                slope_bits=step.slope_bits,
+                window_bits=step.window_bits,
             )
             return mpc.truncate(party, y, step.bits, ring=ring)
         case _:
