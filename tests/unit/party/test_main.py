@@ -140,3 +140,21 @@ def test_where_a_party_cannot_listen_is_told(tmp_path: Path) -> None:
             _listener(busy, None)
     with _listener(config, None) as free:
         assert free.getsockname()[1] > 0
+
+
+def test_kernels_of_a_party_do_without_scipy() -> None:
+    """Numba would import it for its linear algebra; the kernels are the same without."""
+    code = """
+import sys
+import numpy as np
+from fedsec.party.main import _do_without_scipy
+from fedsec.ring import kernels
+_do_without_scipy()
+a = np.arange(12, dtype=np.uint64).reshape(3, 4) << np.uint64(60)
+assert (kernels.matmul(a, a.T.copy()) == kernels.matmul_plain(a, a.T.copy())).all()
+print("numba" in sys.modules, sys.modules["scipy"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "True None"
