@@ -82,7 +82,7 @@ def _revive(cluster: Cluster | None, say: Say) -> None:
     """Start lost parties of this machine again."""
     names = [] if cluster is None else cluster.revive()
     if names:
-        say(f"{_clock()} {' and '.join(names)} was started again")
+        say(f"{_clock()} started again: {', '.join(names)}")
 
 
 def _clock() -> str:
