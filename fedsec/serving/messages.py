@@ -229,19 +229,3 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     request: Id
     images: ImageCount
     reveal: Reveal = "logits"
-
-
-class Ballot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A party's verdict on each entry of the proposal, in its order."""
-
-    verdicts: Annotated[
-        tuple[Annotated[int, msgspec.Meta(ge=0, le=255)], ...], msgspec.Meta(max_length=MAX_IMAGES)
-    ]
-    leaving: bool = False
-
-
-class Proposal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Leader to the others: this could be the next batch, with its own ballot. Empty as a heartbeat."""
-
-    entries: Annotated[tuple[Entry, ...], msgspec.Meta(max_length=MAX_IMAGES)]
-    ballot: Ballot

@@ -287,7 +287,10 @@ class PredictionService:
         service.book.meet(key.fingerprint, request.peer.name)
         size, ring = message.images * prod(plan.input_shape), Ring(plan.ring_bits)
         ticket = service.room.admit(
-            key, message.images, lambda: parts.join(self.party_id, request.body.read(), size, ring)
+            key,
+            message.images,
+            message.reveal,
+            lambda: parts.join(self.party_id, request.body.read(), size, ring),
         )
         if not ticket.done.wait(self._limits.part_s):
             text = f"the request was not answered within {self._limits.part_s:g} s: {ticket.lacking}"

@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from math import prod
 
 import msgspec
@@ -19,14 +18,17 @@ import numpy as np
 from fedsec.errors import FedsecError, ServiceEndedError
 from fedsec.mpc.party import Party
 from fedsec.mpc.session import establish
-from fedsec.nn import Reveal, layers
+from fedsec.nn import Reveal
+from fedsec.nn.engine import Engine, make_engine
 from fedsec.ring import Ring
 from fedsec.serving.consistency import compare_weights
 from fedsec.serving.ledger import ServiceBook
 from fedsec.serving.limits import Limits, most_images
-from fedsec.serving.loop import ServiceLoop, Table
+from fedsec.serving.loop import ServiceLoop
 from fedsec.serving.messages import Mode, State, Status
 from fedsec.serving.shelf import HeldModel
+from fedsec.serving.stock import Stock
+from fedsec.serving.table import Table
 from fedsec.serving.waiting import WaitingRoom
 from fedsec.sharing.replicated import RepShare
 from fedsec.transport import Channel, Deadline, Endpoint
@@ -225,14 +227,14 @@ class RunningService:
         )
         names = {party.previous_id: previous.peer.name, party.following_id: following.peer.name}
         compare_weights(party, self.held.weights, names)
-        compute = partial(layers.predict, party, plan, list(self.held.weights))
-        self._rehearse(party, compute)
+        engine = make_engine(self.terms.mode, party, plan, self.held.weights)
+        self._rehearse(party, engine)
         loop = ServiceLoop(
-            party,
             Table(self._party_id, previous, following, self._limits.silence_s),
+            engine,
+            Stock(engine, self.terms.reveals),
             book=self.book,
             room=self.room,
-            compute=compute,
             input_shape=plan.input_shape,
             fraction_bits=plan.fraction_bits,
             limits=replace(self._limits, batch_images=self.batch_images),
@@ -245,11 +247,13 @@ class RunningService:
             return "stopped", ServiceEndedError(f"the service was stopped by {' and '.join(leaving)}")
         return "ended", ServiceEndedError(f"the service has answered its {self.terms.num_requests} images")
 
-    def _rehearse(self, party: Party, compute: Callable[[RepShare], RepShare]) -> None:
+    def _rehearse(self, party: Party, engine: Engine) -> None:
         """Predict one image of zeros before anyone asks, so that the first user waits for no compilation."""
         zeros = np.zeros((1, *self.held.plan.input_shape), dtype=party.ring.dtype)
         party.wait_s = self._limits.setup_s
-        compute(RepShare(own=zeros, next=zeros, fraction_bits=self.held.plan.fraction_bits))
+        share = RepShare(own=zeros, next=zeros, fraction_bits=self.held.plan.fraction_bits)
+        for reveal in self.terms.reveals:
+            engine.predict(share, reveal)
         party.wait_s = self._limits.step_s
 
     def _become(self, state: State, error: FedsecError | None) -> None:

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fedsec.errors import FedsecError, UsageError
-from fedsec.serving.agreement import RequestKey
+from fedsec.nn import Reveal
+from fedsec.serving.agreement import RequestKey, Wish
 from fedsec.serving.parts import Part
+from fedsec.transport.several import Bell
 
 
 @dataclass(slots=True, eq=False)
@@ -22,9 +24,11 @@ class Ticket:
 
     key: RequestKey
     images: int
+    reveal: Reveal
     part: Part | None = field(default=None, repr=False)
     lacking: str = "the leader never proposed it"
     reserved: bool = False
+    given_up: FedsecError | None = None
     done: threading.Event = field(default_factory=threading.Event)
     answer: bytes | None = field(default=None, repr=False)
     error: FedsecError | None = None
@@ -47,19 +51,23 @@ class Ticket:
 
 
 class WaitingRoom:
-    """All tickets of one service at one party; closed once the service has ended."""
+    """All tickets of one service at one party; closed once the service has ended.
+
+    Attributes:
+        bell: rings whenever there is something that the compute thread may want to look at.
+    """
 
     def __init__(self, *, max_images: int, max_per_user: int, max_images_per_user: int) -> None:
         self._max_images = max_images
         self._max_per_user = max_per_user
         self._max_images_per_user = max_images_per_user
+        self.bell = Bell()
         self._changed = threading.Condition()
         self._tickets: dict[RequestKey, Ticket] = {}
         self._closed: FedsecError | None = None
         self._ending: FedsecError | None = None
-        self._generation = 0
 
-    def admit(self, key: RequestKey, images: int, read: Callable[[], Part]) -> Ticket:
+    def admit(self, key: RequestKey, images: int, reveal: Reveal, read: Callable[[], Part]) -> Ticket:
         """Take a place for a request, then read its part into it; on error nothing is kept.
 
         The place comes first, so that what is being read counts against the same bounds as what waits.
@@ -70,7 +78,7 @@ class WaitingRoom:
         """
         with self._changed:
             self._check_space(key, images)
-            ticket = self._tickets[key] = Ticket(key, images)
+            ticket = self._tickets[key] = Ticket(key, images, reveal)
         try:
             part = read()
         except BaseException:
@@ -81,9 +89,8 @@ class WaitingRoom:
         with self._changed:
             self.check_open()
             ticket.part = part
-            self._generation += 1
-            self._changed.notify_all()
-            return ticket
+        self.bell.ring()
+        return ticket
 
     def _check_space(self, key: RequestKey, images: int) -> None:
         self.check_open()
@@ -113,30 +120,38 @@ class WaitingRoom:
         if self._closed is not None:
             raise type(self._closed)(*self._closed.args)
 
-    def held(self) -> dict[RequestKey, int]:
-        """Images of every waiting request, oldest first."""
+    def held(self) -> dict[RequestKey, Wish]:
+        """What every waiting request asks for, oldest first."""
         with self._changed:
-            return {key: one.images for key, one in self._tickets.items() if one.part is not None}
+            return {
+                key: Wish(one.images, one.reveal)
+                for key, one in self._tickets.items()
+                if one.part is not None and one.given_up is None
+            }
 
-    def reserve(self, keys: Iterable[RequestKey]) -> dict[RequestKey, int]:
-        """Keep these requests from being withdrawn until the parties have decided; images of those here.
+    def reserve(self, keys: Iterable[RequestKey]) -> dict[RequestKey, Wish]:
+        """Keep these requests from being withdrawn until the parties have decided; what those here ask for.
 
         Without it a client that gives up between this party's vote and the batch would leave the
         other two waiting for a computation that this party has no part for.
         """
         with self._changed:
             wanted = [self._tickets[key] for key in keys if key in self._tickets]
-            here = [ticket for ticket in wanted if ticket.part is not None]
+            here = [ticket for ticket in wanted if ticket.part is not None and ticket.given_up is None]
             for ticket in here:
                 ticket.reserved = True
-            return {ticket.key: ticket.images for ticket in here}
+            return {ticket.key: Wish(ticket.images, ticket.reveal) for ticket in here}
 
     def put_off(self, key: RequestKey, lacking: str) -> None:
         """Let a reserved request wait on, and remember why, for the error that its sender may get."""
         with self._changed:
-            if key in self._tickets:
-                self._tickets[key].reserved = False
-                self._tickets[key].lacking = lacking
+            ticket = self._tickets.get(key)
+            if ticket is None:
+                return
+            ticket.reserved, ticket.lacking = False, lacking
+            error = ticket.given_up
+        if error is not None:
+            self.refuse(key, error)
 
     def parts(self, keys: Iterable[RequestKey]) -> list[Part]:
         """Return the parts of reserved requests; they stay here until they are answered."""
@@ -160,9 +175,12 @@ class WaitingRoom:
             ticket.refuse(error)
 
     def withdraw(self, ticket: Ticket, error: FedsecError) -> None:
-        """Give up waiting for a ticket, unless the parties are just deciding on it."""
+        """Give up waiting for a ticket; while the parties are deciding on it, only if it is put off."""
         with self._changed:
-            if ticket.reserved or self._tickets.get(ticket.key) is not ticket:
+            if self._tickets.get(ticket.key) is not ticket:
+                return
+            if ticket.reserved:
+                ticket.given_up = error
                 return
             del self._tickets[ticket.key]
             self._changed.notify_all()
@@ -191,24 +209,10 @@ class WaitingRoom:
             self._closed = error
             tickets = list(self._tickets.values())
             self._tickets.clear()
-            self._generation += 1
             self._changed.notify_all()
         for ticket in tickets:
             ticket.refuse(error)
 
     def wake(self) -> None:
         """Wake the compute thread, for example because the service is to stop."""
-        with self._changed:
-            self._generation += 1
-            self._changed.notify_all()
-
-    @property
-    def generation(self) -> int:
-        """Grows with everything that the compute thread may want to look at."""
-        with self._changed:
-            return self._generation
-
-    def wait_beyond(self, generation: int, seconds: float) -> None:
-        """Let the compute thread sleep until there is news since ``generation``, at most so long."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._generation > generation, seconds)
+        self.bell.ring()

@@ -7,8 +7,12 @@ import math
 import os
 import select
 from collections.abc import Sequence
+from typing import TypeVar
 
+from fedsec.transport.channel import Channel
 from fedsec.transport.sockets import SocketChannel
+
+C = TypeVar("C", bound=Channel)
 
 
 class Bell:
@@ -40,9 +44,7 @@ class Bell:
             os.read(self._ear, 65536)
 
 
-def wait_any(
-    channels: Sequence[SocketChannel], seconds: float, bell: Bell | None = None
-) -> list[SocketChannel]:
+def wait_any(channels: Sequence[C], seconds: float, bell: Bell | None = None) -> list[C]:
     """Wait until something has come on one of the channels, or the bell rings; nothing is taken.
 
     Args:
@@ -53,12 +55,18 @@ def wait_any(
     Returns:
         The channels on which something has come: a message, or the connection's end. None of them if the
         time is over, or if only the bell rang.
+
+    Raises:
+        TypeError: A channel has no socket.
     """
-    ready = [channel for channel in channels if channel.broken or channel.buffered()]
-    if ready:
-        return ready
     poll = select.poll()
-    by_descriptor = {channel.fileno(): channel for channel in channels}
+    by_descriptor: dict[int, C] = {}
+    for channel in channels:
+        if not isinstance(channel, SocketChannel):
+            raise TypeError(f"expected a channel over a socket, got {channel!r}")
+        if channel.broken or channel.buffered():
+            return [channel]
+        by_descriptor[channel.fileno()] = channel
     for descriptor in by_descriptor:
         poll.register(descriptor, select.POLLIN)
     if bell is not None:

@@ -10,14 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsec.errors import ProtocolError, ServiceEndedError, TrustError
-from fedsec.serving.agreement import Proposer, RequestKey, Verdict, combine, judge, key_of, refusal
-from fedsec.serving.messages import Entry
+from fedsec.nn import Reveal
+from fedsec.serving.agreement import (
+    Ballot,
+    Proposer,
+    RequestKey,
+    Verdict,
+    Wish,
+    combine,
+    fits_ahead,
+    judge,
+    key_of,
+    read_ballot,
+    refusal,
+)
+from fedsec.serving.messages import MAX_IMAGES, Entry
 
 ALICE, BOB = b"a" * 32, b"b" * 32
 
 
-def entry(number: int, user: bytes = ALICE, images: int = 1) -> Entry:
-    return Entry(user, number.to_bytes(16, "big"), images)
+def entry(number: int, user: bytes = ALICE, images: int = 1, reveal: Reveal = "logits") -> Entry:
+    return Entry(user, number.to_bytes(16, "big"), images, reveal)
 
 
 @dataclass
@@ -39,8 +52,8 @@ class FakeBook:
         return None if self.quota is None else self.quota - mine
 
 
-def held(*entries: Entry) -> dict[RequestKey, int]:
-    return {key_of(one): one.images for one in entries}
+def held(*entries: Entry) -> dict[RequestKey, Wish]:
+    return {key_of(one): Wish(one.images, one.reveal) for one in entries}
 
 
 def test_a_part_that_is_here_is_accepted_and_one_that_is_not_may_come_later() -> None:
@@ -56,6 +69,12 @@ def test_threat_51_the_same_id_under_another_certificate_is_another_request() ->
 def test_parts_of_different_numbers_of_images_never_join() -> None:
     assert judge([entry(1, images=2)], held(entry(1, images=3)), FakeBook()) == (Verdict.DIFFERS,)
     assert Verdict.DIFFERS.final
+
+
+def test_parts_that_reveal_different_things_never_join() -> None:
+    asked = [entry(1, reveal="label")]
+    assert judge(asked, held(entry(1)), FakeBook()) == (Verdict.DIFFERS,)
+    assert read_ballot(Ballot((), ahead=(entry(1),)), asked) == (Verdict.DIFFERS,)
 
 
 def test_threat_18_a_charged_id_is_refused() -> None:
@@ -89,15 +108,45 @@ def test_an_entry_named_twice_is_accepted_once() -> None:
 
 def test_a_batch_is_the_and_of_all_accepts() -> None:
     for column in itertools.product(Verdict, repeat=3):
-        joined = combine([[verdict] for verdict in column], 1)[0]
+        joined = combine([Ballot((verdict,)) for verdict in column], [entry(1)])[0]
         assert (joined is Verdict.ACCEPT) == all(verdict is Verdict.ACCEPT for verdict in column)
         assert joined.final == any(verdict.final for verdict in column)
 
 
-@pytest.mark.parametrize("ballot", [[], [0, 0], [99]])
-def test_a_ballot_that_does_not_fit_the_proposal_ends_the_service(ballot: list[int]) -> None:
+def test_a_ballot_cast_ahead_accepts_what_it_names_and_nothing_else() -> None:
+    ahead = Ballot((), ahead=(entry(1), entry(2, images=3)))
+    asked = [entry(2, images=3), entry(1), entry(1, BOB), entry(3), entry(2, images=2)]
+    assert read_ballot(ahead, asked) == (
+        Verdict.ACCEPT,
+        Verdict.ACCEPT,
+        Verdict.ABSENT,
+        Verdict.ABSENT,
+        Verdict.DIFFERS,
+    )
+
+
+def test_what_is_accepted_together_is_named_once_and_reveals_one_thing() -> None:
+    everything = (entry(1), entry(2, reveal="label"), entry(3))
+    ballots = [Ballot((), ahead=everything)] * 3
+    asked = [entry(1), entry(1), entry(2, reveal="label"), entry(3)]
+    crowded, accept = Verdict.CROWDED, Verdict.ACCEPT
+    assert combine(ballots, asked) == (accept, crowded, crowded, accept)
+
+
+@pytest.mark.parametrize("ballot", [(), (0, 0), (99,)])
+def test_a_ballot_that_does_not_fit_the_proposal_ends_the_service(ballot: tuple[int, ...]) -> None:
     with pytest.raises(ProtocolError, match="ballot"):
-        combine([[0], ballot], 1)
+        combine([Ballot((0,)), Ballot(ballot)], [entry(1)])
+
+
+def test_a_ballot_is_cast_ahead_only_if_everything_held_fits_together() -> None:
+    both = held(entry(1, images=2), entry(2, images=2))
+    assert fits_ahead(both, FakeBook(num_requests=4)) == (entry(1, images=2), entry(2, images=2))
+    assert fits_ahead(both, FakeBook(num_requests=3)) is None
+    assert fits_ahead(both, FakeBook(quota=3)) is None
+    assert fits_ahead(both, FakeBook(charged={key_of(entry(1)): 1})) is None
+    assert fits_ahead(held(*map(entry, range(MAX_IMAGES))), FakeBook()) is not None
+    assert fits_ahead(held(*map(entry, range(MAX_IMAGES + 1))), FakeBook()) is None
 
 
 @pytest.mark.parametrize(
@@ -134,29 +183,60 @@ def test_threat_33_whatever_is_accepted_together_fits_both_limits(
         assert sum(one.images for one in accepted if one.fingerprint == user) <= quota
 
 
+def both_accept(*entries: Entry) -> list[set[Entry]]:
+    return [set(entries), set(entries)]
+
+
 def test_the_leader_proposes_oldest_first_and_at_most_a_batch() -> None:
     waiting = [entry(1, images=3), entry(2, images=3), entry(3, images=1)]
-    assert Proposer(batch_images=4).choose(held(*waiting), now=0.0) == (waiting[0], waiting[2])
+    chosen = Proposer(batch_images=4).choose(held(*waiting), 0.0, both_accept(*waiting))
+    assert chosen == (waiting[0], waiting[2])
+
+
+def test_a_proposal_reveals_one_thing() -> None:
+    waiting = [entry(1, reveal="label"), entry(2), entry(3, reveal="label")]
+    chosen = Proposer(batch_images=4).choose(held(*waiting), 0.0, both_accept(*waiting))
+    assert chosen == (waiting[0], waiting[2])
+
+
+def test_the_leader_waits_for_the_followers_to_say_what_they_hold() -> None:
+    proposer, one = Proposer(batch_images=4), entry(1)
+    for ahead in ([], [{one}]):
+        assert proposer.choose(held(one), 5.0, ahead) == ()
+        assert proposer.next_due(held(one), 5.0, ahead) == pytest.approx(0.001)
+    assert proposer.choose(held(one), 5.0, both_accept(one)) == (one,)
+    assert proposer.next_due(held(one), 5.0, both_accept(one)) == 0.0
+    # Not for ever: a follower whose requests do not fit together says nothing before it is asked.
+    assert proposer.choose(held(one), 5.002, []) == (one,)
+
+
+def test_a_ballot_that_lacks_a_request_is_used_up_at_once() -> None:
+    """Something else that waits at one follower only must not hold up what is everywhere."""
+    one, other = entry(1), entry(2)
+    assert Proposer(batch_images=4).choose(held(one), 5.0, [{other}]) == (one,)
 
 
 def test_what_is_put_off_rests_twice_as_long_every_time_up_to_a_bound() -> None:
     proposer, one, now = Proposer(batch_images=4), entry(1), 10.0
     rests = []
     for _ in range(9):
-        assert proposer.choose(held(one), now) == (one,)
+        assert proposer.choose(held(one), now, [set()]) == (one,)
         proposer.settle([one], [Verdict.ABSENT], now)
-        assert proposer.choose(held(one), now) == ()
-        rest = proposer.next_due(held(one), now)
+        assert proposer.choose(held(one), now, [set()]) == ()
+        rest = proposer.next_due(held(one), now, [set()])
         assert rest is not None
         rests.append(rest)
         now += rest + 1e-9
     assert rests[:3] == pytest.approx([0.001, 0.002, 0.004])
     assert rests[-1] == pytest.approx(0.05)
+    # As soon as both followers have it, it rests no more.
+    proposer.settle([one], [Verdict.ABSENT], now)
+    assert proposer.choose(held(one), now, both_accept(one)) == (one,)
 
 
 def test_the_leader_forgets_the_rests_of_what_is_gone() -> None:
     proposer = Proposer(batch_images=4)
     proposer.settle([entry(1)], [Verdict.ABSENT], 0.0)
     assert proposer.choose({}, 0.0) == ()
-    assert proposer.choose(held(entry(1)), 0.0) == (entry(1),)
+    assert proposer.choose(held(entry(1)), 0.0, [set()]) == (entry(1),)
     assert proposer.next_due({}, 0.0) is None

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsec.errors import FedsecError
-from fedsec.serving import messages, weights
+from fedsec.serving import agreement, messages, weights
 from fedsec.transport.decoding import MALFORMED
 
 ALL = [
@@ -54,7 +54,7 @@ def test_threat_34_values_outside_their_range_are_refused(change: dict[str, obje
 @settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_threat_38_random_bytes_raise_one_kind_of_error(data: bytes) -> None:
-    for message in (messages.Query, messages.Proposal, messages.Ballot, messages.ShareModel):
+    for message in (messages.Query, agreement.Proposal, agreement.Ballot, messages.ShareModel):
         try:
             msgspec.msgpack.decode(data, type=message)
         except MALFORMED:
@@ -94,5 +94,5 @@ def test_a_plan_with_another_digest_or_encoding_is_refused(model: tuple) -> None
 
 def test_the_largest_proposal_fits_its_limit() -> None:
     entries = tuple(messages.Entry(b"f" * 32, b"r" * 16, 1) for _ in range(messages.MAX_IMAGES))
-    proposal = messages.Proposal(entries, messages.Ballot((6,) * messages.MAX_IMAGES, True))
+    proposal = agreement.Proposal(entries, agreement.Ballot((6,) * messages.MAX_IMAGES, True))
     assert len(msgspec.msgpack.encode(proposal)) <= 16_384

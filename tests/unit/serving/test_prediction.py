@@ -488,7 +488,7 @@ def test_threat_37_one_certificate_cannot_fill_the_waiting_room(trio: Any, model
         ]
         with ThreadPoolExecutor(16) as pool:
             held = [pool.submit(query_to, trio, 0, "eve", query, bytes(64)) for query in queries]
-            while sum(trio.services[0]._service.room.held().values()) < 256:
+            while sum(wish.images for wish in trio.services[0]._service.room.held().values()) < 256:
                 time.sleep(0.01)
             honest.predict(images(1))
             errors = [one.result() for one in held]
@@ -567,8 +567,11 @@ def test_stopping_answers_what_was_accepted_and_refuses_what_is_new(
     with serve(trio, model) as owner, client(trio) as user, client(trio, "eve") as late:
         running = [service._service for service in trio.services]
         let_go = threading.Event()
-        charge = running[0].book.charge
-        monkeypatch.setattr(running[0].book, "charge", lambda batch: (let_go.wait(10), charge(batch)))
+        for service in running:
+            # All three: who computes with what was dealt does not wait for the dealer.
+            charge = service.book.charge
+            slow = lambda batch, charge=charge: (let_go.wait(10), charge(batch))  # noqa: E731
+            monkeypatch.setattr(service.book, "charge", slow)
         with ThreadPoolExecutor(2) as pool:
             accepted = pool.submit(user.predict, images(1))
             while [service.room.occupied for service in running] != [1, 1, 1]:

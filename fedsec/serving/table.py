@@ -1,0 +1,113 @@
+"""Where the three parties talk between batches: proposals and ballots, over the links of the computation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import msgspec
+
+from fedsec.errors import ProtocolError
+from fedsec.serving.agreement import PARTIES, Ballot, Proposal
+from fedsec.transport import Channel, Deadline
+from fedsec.transport.decoding import MALFORMED
+from fedsec.transport.several import Bell, wait_any
+
+LEADER = 0
+_STEP_BYTES = 16_384  # a ballot cast ahead of 128 entries has 8 kB
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Table:
+    """One party's seat: it proposes or hears proposals, and has one ballot of each party for every vote.
+
+    Every vote has exactly one proposal and one ballot of each follower, so their order on the links tells
+    which vote they belong to. A ballot cast ahead may lie in a link for a while. Between two votes only the leader may
+    therefore send anything else: proposals, and what it prepares.
+
+    Args:
+        party_id: 0, 1 or 2.
+        previous: link to party ``party_id - 1``.
+        following: link to party ``party_id + 1``.
+        silence_s: longest wait for one message.
+    """
+
+    def __init__(self, party_id: int, previous: Channel, following: Channel, silence_s: float) -> None:
+        self.party_id = party_id
+        links = {(party_id - 1) % PARTIES: previous, (party_id + 1) % PARTIES: following}
+        self._links = dict(sorted(links.items()))
+        self._silence_s = silence_s
+        self._ballots: dict[int, Ballot] = {}
+
+    def name(self, party_id: int) -> str:
+        """Return the name of a party at this table."""
+        if party_id == self.party_id:
+            return self._links[(party_id + 1) % PARTIES].me
+        return self._links[party_id].peer.name
+
+    @property
+    def cast(self) -> Mapping[int, Ballot]:
+        """The ballots of the next vote that are known already, by party."""
+        return self._ballots
+
+    def propose(self, proposal: Proposal) -> None:
+        """Leader: open the next step."""
+        self._send_all("proposal", proposal)
+
+    def listen(self, seconds: float, bell: Bell) -> None:
+        """Leader: take ballots that are cast ahead; ends with the first one, the bell, or the time."""
+        open_links = {link: party for party, link in self._links.items() if party not in self._ballots}
+        for link in wait_any(list(open_links), seconds, bell):
+            self._take(open_links[link])
+
+    def silence(self) -> Deadline:
+        """Return until when a follower waits that begins to wait for the leader now."""
+        return Deadline.after(self._silence_s)
+
+    def hear(self, bell: Bell, silence: Deadline) -> Proposal | None:
+        """Follower: wait for the leader's next step; None if the bell rang before it came.
+
+        Raises:
+            DeadlineError: the leader has been silent for too long.
+        """
+        link = self._links[LEADER]
+        if not wait_any([link], silence.remaining(link.peer.name), bell):
+            return None
+        return self._receive(link, "proposal", Proposal)
+
+    def vote(self, ballot: Ballot) -> None:
+        """Follower: tell both others."""
+        self._ballots[self.party_id] = ballot
+        self._send_all("ballot", ballot)
+
+    def count(self, leaders: Ballot) -> dict[int, Ballot]:
+        """Return the ballots of all three and go on to the next vote; waits for those not known yet.
+
+        Args:
+            leaders: the ballot that came with the proposal.
+        """
+        self._ballots[LEADER] = leaders
+        for party in self._links:
+            if party not in self._ballots:
+                self._take(party)
+        ballots, self._ballots = self._ballots, {}
+        return dict(sorted(ballots.items()))
+
+    def _take(self, party: int) -> None:
+        self._ballots[party] = self._receive(self._links[party], "ballot", Ballot)
+
+    def _send_all(self, kind: str, message: msgspec.Struct) -> None:
+        """Send one small message to both others."""
+        encoded, deadline = msgspec.msgpack.encode(message), Deadline.after(self._silence_s)
+        for link in self._links.values():
+            link.send(f"serve_{kind}", encoded, deadline)
+
+    def _receive(self, link: Channel, kind: str, message: type[T]) -> T:
+        """Receive one small message."""
+        deadline = Deadline.after(self._silence_s)
+        frame = link.receive(f"serve_{kind}", max_bytes=_STEP_BYTES, deadline=deadline)
+        try:
+            return msgspec.msgpack.decode(frame, type=message)
+        except MALFORMED as error:
+            raise ProtocolError(f"{link.peer.name} sent a malformed {kind}: the service ends") from error
