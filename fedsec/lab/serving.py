@@ -66,7 +66,7 @@ def serve_at(model: Path, cluster: Path, identity: Path, offer: Offer, *, say: S
 
 
 def _serve(shared: SharedModel, offer: Offer, ask: str, say: Say, cluster: Cluster | None = None) -> int:
-    shared.serve(offer.num_requests, quota=offer.quota, reveals=offer.reveals, mode=offer.mode)
+    shared.serve(offer.num_requests, quota=offer.quota, reveal=offer.reveals, mode=offer.mode)
     end = "until Ctrl-C" if offer.num_requests is None else f"{offer.num_requests} image(s)"
     say(f"serving {end}, revealing {' or '.join(offer.reveals)}; to ask:")
     reveal = "" if "logits" in offer.reveals else f" --reveal {offer.reveals[0]}"

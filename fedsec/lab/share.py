@@ -97,7 +97,7 @@ class SharedModel:
         num_requests: int | None = None,
         *,
         quota: int | None = None,
-        reveals: Sequence[Reveal] = ("logits",),
+        reveal: Reveal | Sequence[Reveal] = "logits",
         mode: Mode = "dealt",
     ) -> None:
         """Begin to answer private predictions; returns as soon as users can ask.
@@ -106,7 +106,7 @@ class SharedModel:
             num_requests: Images to answer, after which the service ends by itself. A batch of three
                 counts three. Without it the service goes on until ``stop``.
             quota: Images that one certificate may ask for; no limit by default.
-            reveals: What users may ask for: ``logits``, ``probabilities``, ``label``, ``top3``.
+            reveal: What users may ask for: ``logits``, ``probabilities``, ``label``, ``top3``, or several.
             mode: ``dealt``, with randomness prepared while the parties are idle, or ``plain``.
 
         Raises:
@@ -114,6 +114,7 @@ class SharedModel:
             UnsupportedModelError: The model has no such answer, for example no classes.
             PeerLostError: A party was lost; the text names it.
         """
+        reveals = (reveal,) if isinstance(reveal, str) else tuple(reveal)
         self.offer = Offer(num_requests=num_requests, quota=quota, reveals=reveals, mode=mode)
         self._begin(answered=0)
 
