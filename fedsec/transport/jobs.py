@@ -92,19 +92,38 @@ class Incoming:
     """Header and payload of one message on their way into one buffer, whose size both ends know.
 
     Attributes:
-        space: Memory for what is left to read.
-        whole: Whether nothing is left to read.
-        settled: Whether no byte has been taken yet, or the whole message.
+        buffer: Memory for header and payload.
     """
 
     def __init__(self, channel: SocketChannel, label: str, size: int) -> None:
         self._channel = channel
         self._label = label
         self._size = size
-        self._buffer = bytearray(HEADER_BYTES + size)
-        self.space = memoryview(self._buffer)
-        self.whole = False
-        self.settled = True
+        self._taken = 0
+        self._finished = False
+        self.buffer = bytearray(HEADER_BYTES + size)
+
+    @property
+    def space(self) -> memoryview:
+        """Memory for what is left to read."""
+        return memoryview(self.buffer)[self._taken :]
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is left to read."""
+        return self._taken == len(self.buffer)
+
+    @property
+    def settled(self) -> bool:
+        """Whether no byte has been taken yet, or the whole message and it was the expected one."""
+        return self._finished or self._taken == 0
+
+    def arrived_whole(self, count: int) -> bool:
+        """Take the message if the first read, of ``count`` bytes, brought all of it as expected."""
+        if count != len(self.buffer) or not self._header_fits():
+            return False
+        self.finish()
+        return True
 
     def took(self, count: int) -> None:
         """Note that ``count`` bytes were read; the header is checked as soon as it is there.
@@ -112,34 +131,32 @@ class Incoming:
         Raises:
             ProtocolError: Another message came, or one of another size.
         """
-        before = len(self._buffer) - len(self.space)
-        self.settled = False
-        self.space = self.space[count:]
-        self.whole = not self.space
-        if before < HEADER_BYTES <= before + count:
-            channel = self._channel
-            # All that a header says is known beforehand; it is taken apart only to say what is wrong.
-            if not self._buffer.startswith(channel.incoming.header(self._label, self._size)):
-                self._refuse()
+        before = self._taken
+        self._taken += count
+        if before < HEADER_BYTES <= self._taken and not self._header_fits():
+            self._refuse()
 
     def finish(self) -> None:
         """Count the whole message and take it into the transcript."""
         channel = self._channel
-        sequence = channel.incoming.sequence
-        channel.incoming.take(self._buffer)
-        channel.meter.received(channel.peer.name, channel.me, self._label, sequence, self._size)
-        self.settled = True
+        incoming = channel.incoming
+        channel.meter.received(channel.peer.name, channel.me, self._label, incoming.sequence, self._size)
+        incoming.take(self.buffer)
+        self._finished = True
 
     def payload(self) -> bytearray:
         """Return the payload; the message is used up."""
-        self.space.release()
         # Dropping the front of a bytearray moves its beginning, not its bytes.
-        del self._buffer[:HEADER_BYTES]
-        return self._buffer
+        del self.buffer[:HEADER_BYTES]
+        return self.buffer
+
+    def _header_fits(self) -> bool:
+        # All that a header says is known beforehand; it is taken apart only to say what is wrong.
+        return self.buffer.startswith(self._channel.incoming.header(self._label, self._size))
 
     def _refuse(self) -> NoReturn:
         channel = self._channel
-        header = bytes(self._buffer[:HEADER_BYTES])
+        header = bytes(self.buffer[:HEADER_BYTES])
         _, size = channel.incoming.check(header, (self._label,), self._size)
         raise ProtocolError(
             f"expected {self._size} bytes in {self._label!r} of {channel.peer.name}, got {size}"

@@ -73,9 +73,8 @@ class Meter:
             self.log.append(MessageRecord("receive", sender, receiver, label, sequence, size))
 
     def _count(self, peer: str, label: str, size: int, column: int) -> None:
-        key = (peer, kind_of(label))
         with self._lock:
-            counts = self._counts[key]
+            counts = self._counts[peer, kind_of(label)]
             counts[column] += 1
             counts[column + 1] += size
 

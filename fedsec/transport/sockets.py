@@ -79,20 +79,24 @@ class SocketChannel(Channel):
         """
         if self.broken:
             raise self.lost(None)
+        outgoing = self.outgoing
         view = memoryview(payload)
-        body = view.cast("B") if view.nbytes else memoryview(b"")
-        sequence = self.outgoing.sequence
-        header = self.outgoing.header(label, len(body))
+        size = view.nbytes
+        header = outgoing.header(label, size)
         # Counted when it starts, so that a log shows it before what the peer answers.
-        self.meter.sent(self.me, self.peer.name, label, sequence, len(body))
-        rest = body[_JOINED_BYTES:]
-        joined = b"".join((header, body if not rest else body[:_JOINED_BYTES]))
-        written = 0 if behind else max(0, self._write_first(joined))
+        self.meter.sent(self.me, self.peer.name, label, outgoing.sequence, size)
+        rest = memoryview(b"")
+        if size <= _JOINED_BYTES:
+            joined = b"".join((header, payload))
+        else:
+            body = view.cast("B")
+            joined, rest = b"".join((header, body[:_JOINED_BYTES])), body[_JOINED_BYTES:]
+        written = 0 if behind else self._write_first(joined)
         # Hashed while the first bytes are on their way. The joined part is whole if it enters whole.
-        self.outgoing.take(joined)
+        outgoing.take(joined)
         if written == len(joined) and not rest:
             return None
-        return SendJob(self, [part for part in (memoryview(joined)[written:], rest) if part])
+        return SendJob(self, [part for part in (memoryview(joined)[max(0, written) :], rest) if part])
 
     def receive_any(
         self, labels: Sequence[str], *, max_bytes: int, deadline: Deadline
@@ -128,14 +132,19 @@ class SocketChannel(Channel):
         if self.broken:
             raise self.lost(None)
         message = Incoming(self, label, size)
+        self.wait(deadline)
+        count = self.read_into(message.buffer)
+        if message.arrived_whole(count):
+            return message.payload()
         try:
-            self.wait(deadline)
-            while not message.whole:
-                count = self.read_into(message.space)
+            while True:
                 if count < 0:
                     self._wait_for(-count, deadline)
                 else:
                     message.took(count)
+                if message.whole:
+                    break
+                count = self.read_into(message.space)
             message.finish()
         except BaseException:
             self.broken = self.broken or not message.settled
@@ -148,7 +157,7 @@ class SocketChannel(Channel):
 
     def wait(self, deadline: Deadline) -> None:
         """Wait until the socket has something; see :meth:`Channel.wait`."""
-        if self.broken or self.buffered():
+        if self.broken or (self._tls is not None and self._tls.pending()):
             return
         while not self._readable.poll(deadline.poll_ms(self.peer.name)):
             pass
@@ -184,7 +193,7 @@ class SocketChannel(Channel):
         """Return the socket's descriptor, for ``select.poll``."""
         return self._sock.fileno()
 
-    def read_into(self, view: memoryview) -> int:
+    def read_into(self, view: memoryview | bytearray) -> int:
         """Read what is there; returns the bytes read, or minus the poll event to wait for."""
         try:
             count = self._sock.recv_into(view)
@@ -198,7 +207,7 @@ class SocketChannel(Channel):
             raise self.lost(None)
         return count
 
-    def write(self, view: memoryview) -> int:
+    def write(self, view: memoryview | bytes) -> int:
         """Write what fits; returns the bytes written, or minus the poll event to wait for."""
         try:
             return self._sock.send(view)
@@ -218,7 +227,7 @@ class SocketChannel(Channel):
 
     def _write_first(self, joined: bytes) -> int:
         try:
-            return self.write(memoryview(joined))
+            return self.write(joined)
         except BaseException:
             # How much of it went is not known.
             self.broken = True
@@ -273,6 +282,7 @@ def exchange(
             raise channel.lost(None)
     left = _start_all(cast("Sequence[tuple[SocketChannel, str, Buffer]]", sends))
     if not left and len(receives) == 1:
+        # The usual round: all is sent, and one answer is to come.
         channel, label, size = receives[0]
         return [cast("SocketChannel", channel).receive_exactly(label, size, deadline)]
     incoming = [ReceiveJob(cast("SocketChannel", channel), label, size) for channel, label, size in receives]
@@ -284,7 +294,8 @@ def _start_all(sends: Sequence[tuple[SocketChannel, str, Buffer]]) -> list[SendJ
     left: list[SendJob] = []
     try:
         for channel, label, body in sends:
-            job = channel.start(label, body, behind=any(job.channel is channel for job in left))
+            behind = bool(left) and any(job.channel is channel for job in left)
+            job = channel.start(label, body, behind=behind)
             if job is not None:
                 left.append(job)
     except BaseException:
