@@ -79,7 +79,7 @@ def served(
 ) -> Iterator[Service]:
     """Serve a run's model and connect a client process to it."""
     with share(run, cluster) as shared, Worker(ASKER) as asker:
-        shared.serve(mode=mode, reveals=reveals)
+        shared.serve(mode=mode, reveal=reveals)
         asker.ask("connect", cluster=str(cluster.file), identity=str(cluster.identity("user")))
         yield Service(asker, cluster, shared)
         asker.ask("close")
