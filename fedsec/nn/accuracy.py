@@ -22,6 +22,8 @@ from fedsec.nn.plan import (
     Concatenate,
     Conv2D,
     Dense,
+    Gate,
+    Local,
     MaxPool2D,
     Multiply,
     Pad2D,
@@ -32,13 +34,12 @@ from fedsec.nn.plan import (
     Relu,
     Reshape,
     Scale,
-    Step,
     SumPool2D,
     TopK,
     Truncate,
     Value,
 )
-from fedsec.nn.weights import Weights
+from fedsec.nn.weights import Weights, dropped_bits
 
 
 def error_bound(plan: Plan, weights: Weights) -> float:
@@ -59,16 +60,20 @@ def error_bound(plan: Plan, weights: Weights) -> float:
     values = bounds.of_values(plan, weights)
     half_unit = 2.0 ** -(plan.fraction_bits + 1)
     errors = [Interval.uniform(plan.input_shape, -half_unit, half_unit)]
-    parameters = iter(weights)
+    parameters, dropped = iter(weights), iter(dropped_bits(plan))
     for number, step in enumerate(plan.layers):
-        exact = (next(parameters), next(parameters)) if isinstance(step, Conv2D | Dense) else None
         here = _Here(
             [values[value] for value in step.inputs],
             [errors[value] for value in step.inputs],
             plan.inputs_of(number),
             values[number + 1],
         )
-        errors.append(_after(step, here, exact))
+        if isinstance(step, Conv2D | Dense):
+            exact = (next(parameters), next(parameters))
+            encoded = bounds.rounded_parameters(step, here.given[0], exact, next(dropped))
+            errors.append(_linear(step, here, exact, encoded))
+        else:
+            errors.append(_after(step, here))
     return errors[-1].size
 
 
@@ -85,12 +90,8 @@ class _Here:
     output: Interval
 
 
-def _after(step: Step, here: _Here, parameters: bounds.Parameters | None) -> Interval:
+def _after(step: Local | Gate, here: _Here) -> Interval:
     match step:
-        case Conv2D() | Dense():
-            if parameters is None:
-                raise TypeError(f"step {step.name!r} has parameters")
-            return _linear(step, here, parameters)
         case SumPool2D() | Reshape() | Pad2D() | Add() | Concatenate() | ReduceSum():
             return bounds.locally(step, here.errors)
         case Scale():
@@ -106,9 +107,10 @@ def _after(step: Step, here: _Here, parameters: bounds.Parameters | None) -> Int
             assert_never(step)
 
 
-def _linear(step: Conv2D | Dense, here: _Here, exact: bounds.Parameters) -> Interval:
+def _linear(
+    step: Conv2D | Dense, here: _Here, exact: bounds.Parameters, encoded: bounds.Parameters
+) -> Interval:
     """W x' - w x = w (x' - x) + (W - w) x', where W and x' are what is computed with."""
-    encoded = bounds.rounded_parameters(step, here.given[0], exact)
     of_input = bounds.linear(step, here.errors[0], exact[0], np.zeros_like(exact[1]))
     of_rounding = bounds.linear(step, here.inputs[0], encoded[0] - exact[0], encoded[1] - exact[1])
     return of_input.plus(of_rounding)

@@ -8,15 +8,12 @@ import numpy as np
 
 from fedsec.errors import UnsupportedModelError
 from fedsec.nn import functions, plan
-from fedsec.nn.builder import Builder, Operand
+from fedsec.nn.builder import ARGUMENT_BITS, Builder, Operand
 from fedsec.nn.network import FunctionLayer, ReluLayer
 from fedsec.nn.pieces import Pieces
 
 FUNCTION_ERROR = 2.0**-9
 """Largest distance of the straight pieces from the function; half of it takes 1.4 times as many pieces."""
-
-ARGUMENT_BITS = 13
-"""Fraction bits of what goes into a smooth function: finer ones are lost in its pieces' error."""
 
 
 def lower_relu(builder: Builder, layer: ReluLayer, x: Operand) -> Operand:

@@ -7,7 +7,7 @@ included. The distance from real numbers is in ``fedsec.nn.accuracy``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import assert_never
 
 import numpy as np
@@ -37,7 +37,7 @@ from fedsec.nn.plan import (
     Truncate,
     Value,
 )
-from fedsec.nn.weights import Weights
+from fedsec.nn.weights import Weights, dropped_bits
 from fedsec.ring import RING64, decode, encode
 
 Parameters = tuple[Floats, Floats]
@@ -53,19 +53,21 @@ def rounded(values: Floats, fraction_bits: int) -> Floats:
     return decode(encode(values, fraction_bits, RING64), fraction_bits)
 
 
-def rounded_parameters(step: Conv2D | Dense, given: Value, parameters: Parameters) -> Parameters:
+def rounded_parameters(
+    step: Conv2D | Dense, given: Value, parameters: Parameters, dropped: int = 0
+) -> Parameters:
     """Return the parameters of a linear step as the ring holds them.
 
     Args:
         step: The step.
         given: What is public about its input.
         parameters: Kernel and bias.
+        dropped: Bits that are dropped from the product next, see ``weights.dropped_bits``.
     """
     kernel, bias = parameters
-    return (
-        rounded(kernel, step.weight_fraction_bits),
-        rounded(bias, given.fraction_bits + step.weight_fraction_bits),
-    )
+    bits = given.fraction_bits + step.weight_fraction_bits
+    made_up = 2.0 ** (dropped - bits) if dropped else 0.0
+    return rounded(kernel, step.weight_fraction_bits), rounded(bias, bits) + made_up
 
 
 def of_input(plan: Plan) -> Interval:
@@ -77,18 +79,15 @@ def of_input(plan: Plan) -> Interval:
 def of_values(plan: Plan, weights: Weights) -> list[Interval]:
     """Bound the input and what every step gives, for any input that the plan allows."""
     found = [of_input(plan)]
-    parameters = iter(weights)
+    parameters, dropped = iter(weights), iter(dropped_bits(plan))
     for number, step in enumerate(plan.layers):
         inputs = [found[value] for value in step.inputs]
-        given = plan.inputs_of(number)
-        found.append(after(step, inputs, given, _next_rounded(step, given, parameters)))
+        given, encoded = plan.inputs_of(number), None
+        if isinstance(step, Conv2D | Dense):
+            exact = (next(parameters), next(parameters))
+            encoded = rounded_parameters(step, given[0], exact, next(dropped))
+        found.append(after(step, inputs, given, encoded))
     return found
-
-
-def _next_rounded(step: Step, given: Sequence[Value], parameters: Iterator[Floats]) -> Parameters | None:
-    if not isinstance(step, Conv2D | Dense):
-        return None
-    return rounded_parameters(step, given[0], (next(parameters), next(parameters)))
 
 
 def after(

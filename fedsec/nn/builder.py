@@ -24,6 +24,10 @@ FEWEST_WEIGHT_BITS = 10
 """Where a product is too large, its kernel gets fewer fraction bits, down to these."""
 
 
+ARGUMENT_BITS = 13
+"""Fraction bits of what goes into a smooth function: finer ones are lost in its pieces' error."""
+
+
 class Format(NamedTuple):
     """How a value that a gate gives, or the input, is held."""
 
@@ -44,6 +48,12 @@ class Formats:
     values: Mapping[int, Format] = field(default_factory=dict)
     weights: Mapping[int, int] = field(default_factory=dict)
     """Fraction bits of the kernel that makes a value."""
+
+    @property
+    def coarsest_unit(self) -> float:
+        """At least one unit of any value between two steps."""
+        chosen = (value.fraction_bits for value in self.values.values())
+        return 2.0 ** -min(self.fraction_bits, ARGUMENT_BITS, *chosen)
 
     def of(self, value: int) -> Format:
         """Return the format of a value between two steps."""
@@ -122,8 +132,13 @@ class Builder:
 
     # One step.
 
-    def put(self, step: plan.Step, parameters: bounds.Parameters | None = None) -> int:
+    def put(self, step: plan.Step, parameters: bounds.Parameters | None = None, *, more: float = 0.0) -> int:
         """Append a step, with its bound filled in; returns the number of its value.
+
+        Args:
+            step: The step.
+            parameters: Kernel and bias of a linear step, as the ring holds them.
+            more: What may still be added to each value.
 
         Raises:
             UnsupportedModelError: If its values may not fit the ring.
@@ -131,6 +146,8 @@ class Builder:
         """
         given = tuple(self.values[value] for value in step.inputs)
         found = bounds.after(step, [self.intervals[value] for value in step.inputs], given, parameters)
+        if more:
+            found = Interval(found.low, np.nextafter(found.high + more, np.inf))
         if isinstance(step, plan.Conv2D | plan.Dense | plan.PiecewiseLinear):
             step = msgspec.structs.replace(step, bound=2.0**found.exponent)
         value = step.follow(given)

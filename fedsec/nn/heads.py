@@ -18,7 +18,7 @@ import msgspec
 from fedsec.errors import UnsupportedModelError, UsageError
 from fedsec.nn.gates import Multiply, PiecewiseLinear, ReduceMax, TopK, Truncate
 from fedsec.nn.pieces import Pieces, join
-from fedsec.nn.steps import Add, ReduceSum, Value
+from fedsec.nn.steps import Add, AddConstant, ReduceSum, Value
 
 if TYPE_CHECKING:
     from fedsec.nn.plan import Plan, Step
@@ -95,15 +95,23 @@ def _softmax(value: int, logits: Value) -> list[Step]:
     dropped = max(logits.fraction_bits - _ARGUMENT_BITS, 0)
     bits = logits.fraction_bits - dropped
     span = max(2 * logits.bound, 16.0)
-    short, largest, below, exponentials, total, reciprocal = range(value + 1, value + 7)
+    centred, short, largest, below, exponentials, total, reciprocal = range(value + 1, value + 8)
     return [
-        Truncate(
-            name="softmax truncate",
+        # What dropping bits loses on average, as biases make up for it before other truncations.
+        AddConstant(
+            name="softmax centre",
             inputs=(value,),
             input_shape=shape,
             output_shape=shape,
+            constant=2.0**-bits,
+        ),
+        Truncate(
+            name="softmax truncate",
+            inputs=(centred,),
+            input_shape=shape,
+            output_shape=shape,
             bits=dropped,
-            window_bits=_width(logits.bound, bits),
+            window_bits=_width(2 * logits.bound, bits),
         ),
         ReduceMax(
             name="softmax largest",

@@ -87,7 +87,8 @@ def _bits(wide: plan.Plan, products: list[int], formats: Formats, most: int) -> 
     room = [31 - _exponent(step.bound) - (value in cut) for step, value in zip(linear, products, strict=True)]
     if not linear or min(room) < min(FEWEST_PRODUCT_BITS, 2 * most):
         return None
-    of_values = min(min(most, -(-bits // 2)) for bits in room)
+    # An input is as coarse as a kernel, but for what a folded division has taken from the kernel.
+    of_values = min(most, *((bits - more) // 2 for bits, more in zip(room, folded, strict=True)))
     return of_values, [min(most + more, bits - of_values) for bits, more in zip(room, folded, strict=True)]
 
 

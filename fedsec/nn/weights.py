@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsec.errors import InputError
-from fedsec.nn.plan import Plan
+from fedsec.nn.plan import Linear, Plan, Relu, Truncate
 from fedsec.ring import RING64, KeyedStream, RingArray, decode, encode
 from fedsec.sharing import replicated
 from fedsec.sharing.replicated import RepShare
@@ -45,14 +45,37 @@ def load_weights(path: Path, plan: Plan) -> Weights:
 def encode_weights(plan: Plan, weights: Weights) -> list[RingArray]:
     """Return the parameters as ring elements, each with the fraction bits that the plan gives it.
 
+    A bias is larger by what the truncation after it loses on average (``dropped_bits``).
+
     Raises:
         InputError: If number or shapes are not those of the plan.
         RangeError: If a parameter does not fit the ring.
     """
     _check_weights(plan, weights)
-    return [
+    encoded = [
         encode(array, spec.fraction_bits, RING64)
         for array, spec in zip(weights, plan.weight_specs, strict=True)
+    ]
+    for number, bits in enumerate(dropped_bits(plan)):
+        if bits:
+            encoded[2 * number + 1] += np.uint64(1 << bits)
+    return encoded
+
+
+def dropped_bits(plan: Plan) -> list[int]:
+    """Return for each linear step how many bits are dropped from its product next, 0 if it depends.
+
+    Dropping bits gives the floor or one unit less, on average one unit too little. A bias that is one such
+    unit larger makes up for it: then nothing is lost on average, and at most one unit either way.
+    """
+    takers: list[set[int]] = [set() for _ in plan.values]
+    for step in plan.layers:
+        for value in step.inputs:
+            takers[value].add(step.bits if isinstance(step, Truncate | Relu) else 0)
+    return [
+        max(takers[number + 1], default=0) if len(takers[number + 1]) == 1 else 0
+        for number, step in enumerate(plan.layers)
+        if isinstance(step, Linear)
     ]
 
 

@@ -35,7 +35,7 @@ def test_it_holds_the_steps_and_their_fraction_bits(planned: tuple[Plan, list[np
     assert [spec.shape for spec in plan.weight_specs] == [(3, 3, 1, 4), (4,), (36, 5), (5,)]
     assert [spec.shape for spec in plan.weight_specs] == [array.shape for array in weights]
     # Values below 8 leave 28 bits of 31 for the fraction.
-    assert [spec.fraction_bits for spec in plan.weight_specs] == [14, 28, 16, 32]
+    assert [spec.fraction_bits for spec in plan.weight_specs] == [15, 28, 16, 32]
     assert plan.output_fraction_bits == 32
     assert plan.output_shape == (5,)
 
