@@ -19,6 +19,7 @@ from fedsec.mpc.dealt import (
     LinearGate,
     Masks,
     Material,
+    Part,
     Rounds,
     Supply,
     run_together,
@@ -145,6 +146,7 @@ class Program:
             )
         self.plan = plan
         self._party_id = party_id
+        self._supplies: dict[int, Supply] = {}
         self._digest = plan.digest().encode()
         self._operations = tuple(self._compiled(iter(weights)))
         self.gates = [operation.gate for operation in self._operations if operation.gate is not None]
@@ -216,15 +218,17 @@ class Program:
         """
         label = f"deal/{index}/{name}/{images}"
         with party.step(label):
-            supply = Supply(party, self.gates, images, f"{label}/".encode() + self._digest)
+            if images not in self._supplies:
+                self._supplies[images] = Supply(self.gates, images)
+            supply = self._supplies[images]
+            parts = iter(supply.parts(party, f"{label}/".encode() + self._digest))
             if party.id == DEALER:
-                self._deal(supply)
-                supply.send()
+                self._deal(parts)
+                supply.send(party)
                 return Block(index, images, 0, images, ())
-            return Block(index, images, 0, images, self._prepare(supply))
+            return Block(index, images, 0, images, self._prepare(parts))
 
-    def _deal(self, supply: Supply) -> None:
-        parts = iter(supply)
+    def _deal(self, parts: Iterator[Part]) -> None:
         masks: dict[int, RingArray] = {}
         for operation in self._operations:
             mask = None
@@ -236,8 +240,7 @@ class Program:
                 mask = operation.function([masks[value] for value in operation.inputs])
             _store(masks, operation, mask)
 
-    def _prepare(self, supply: Supply) -> tuple[Material, ...]:
-        parts = iter(supply)
+    def _prepare(self, parts: Iterator[Part]) -> tuple[Material, ...]:
         masks: dict[int, RingArray] = {}
         materials: list[Material] = []
         for operation in self._operations:

@@ -67,9 +67,9 @@ def deal_chunk(r: RingArray, chunk: Chunk, planes: RingArray) -> None:
 
 
 @jit
-def lookup(m: RingArray, chunk: Chunk, planes: RingArray, digits: Bytes) -> None:
+def lookup(m: RingArray, shift: int, bits: int, planes: RingArray, digits: Bytes) -> None:
     """Add table entries to digits."""
-    s, mask = np.uint64(chunk.shift), np.uint64((1 << chunk.bits) - 1)
+    s, mask = np.uint64(shift), np.uint64((1 << bits) - 1)
     for i in range(planes.shape[0]):
         row, digit = m[i], digits[i]
         for p in range(planes.shape[1]):

@@ -51,16 +51,17 @@ def deal_chunk(r: RingArray, chunk: Chunk, planes: RingArray) -> None:
         planes[:, p] = _words((table >> p) & 1)
 
 
-def lookup(m: RingArray, chunk: Chunk, planes: RingArray, digits: Bytes) -> None:
+def lookup(m: RingArray, shift: int, bits: int, planes: RingArray, digits: Bytes) -> None:
     """Add a chunk's table entries at the masked values to digits, modulo 2^8.
 
     Args:
         m: Words that hold the chunks of the masked values, shape [images, count].
-        chunk: Which bits.
+        shift: Place of the chunk in them.
+        bits: Bits of the chunk.
         planes: This evaluator's share of the table, as in ``deal_chunk``.
         digits: Shape [images, count].
     """
-    place = ((m >> m.dtype.type(chunk.shift)) & m.dtype.type((1 << chunk.bits) - 1)).astype(planes.dtype)
+    place = ((m >> m.dtype.type(shift)) & m.dtype.type((1 << bits) - 1)).astype(planes.dtype)
     for p in range(planes.shape[1]):
         digits += (((planes[:, p] >> place) & planes.dtype.type(1)) << planes.dtype.type(p)).astype(np.uint8)
 

@@ -57,11 +57,11 @@ def run_alone(party: Party, gate: Gate, inputs: Sequence[RepShare], fraction_bit
 def _prepare_and_run(
     party: Party, gate: Gate, r: Sequence[RingArray], m: Sequence[RingArray], images: int
 ) -> RepShare:
-    supply = Supply(party, [gate], images, b"alone %d" % party.take_index())
-    (part,) = supply
+    supply = Supply([gate], images)
+    (part,) = supply.parts(party, b"alone %d" % party.take_index())
     if party.id == DEALER:
         gate.deal(r, part.shares, part.pairs)
-        supply.send()
+        supply.send(party)
         first, second = part.pairs[-1]
         return RepShare(second, first)
     material, mask = gate.prepare(r, part.shares, part.masks)

@@ -116,7 +116,7 @@ class Signs:
         kernels = compiled()
         digits: Bytes = np.zeros((len(window), self.count), dtype=np.uint8)
         for chunk, planes in zip(self.chunks, shares, strict=False):
-            kernels.lookup(window, chunk, planes, digits)
+            kernels.lookup(window, chunk.shift, chunk.bits, planes, digits)
         masked: Planes = np.empty(delta.shape, dtype=np.uint64)
         kernels.add_digits(digits, delta, masked)
         return masked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,30 +20,39 @@ class Placement:
 
     def __init__(self, fields: Sequence[Layout], images: int) -> None:
         """Place fields, given for one image, for a number of images."""
-        self.layouts = [Layout((images, *field.shape), field.ring) for field in fields]
+        self.layouts = [Layout((images, *layout.shape), layout.ring) for layout in fields]
         self.order = sorted(range(len(fields)), key=lambda i: -fields[i].ring.bits)
-        self.size = sum(layout.size_bytes for layout in self.layouts)
+        self._starts = [0] * len(fields)
+        self.size = 0
+        for i in self.order:
+            self._starts[i] = self.size
+            self.size += self.layouts[i].size_bytes
+
+    def buffer(self) -> Buffer:
+        """Return memory for all arrays."""
+        return np.empty(self.size, dtype=np.uint8)
 
     def views(self, buffer: Buffer) -> list[RingArray]:
         """Return the arrays that lie in a buffer."""
-        arrays: list[RingArray] = [buffer] * len(self.layouts)
-        start = 0
-        for i in self.order:
-            layout = self.layouts[i]
-            stop = start + layout.size_bytes
-            arrays[i] = buffer[start:stop].view(layout.ring.dtype).reshape(layout.shape)
-            start = stop
-        return arrays
+        return [
+            np.ndarray(layout.shape, layout.ring.dtype, buffer.data, start)
+            for layout, start in zip(self.layouts, self._starts, strict=True)
+        ]
 
-    def draw(self, stream: Stream, buffer: Buffer) -> list[RingArray]:
-        """Fill a buffer from a stream and return the arrays in it."""
-        arrays = self.views(buffer)
+    def fill(self, buffer: Buffer, arrays: Sequence[RingArray], stream: Stream) -> None:
+        """Overwrite the arrays in a buffer, in the order in which they lie, with words of a stream."""
         if isinstance(stream, KeyedStream):
             stream.fill(buffer)
-            return arrays
+            return
         # A stream that is watched or broken by a test shows what is taken for what.
         for i in self.order:
             arrays[i][...] = stream.words(arrays[i].shape, ring_of(arrays[i]))
+
+    def drawn(self, stream: Stream) -> list[RingArray]:
+        """Return new arrays filled from a stream."""
+        buffer = self.buffer()
+        arrays = self.views(buffer)
+        self.fill(buffer, arrays, stream)
         return arrays
 
 
@@ -59,68 +68,83 @@ class Part:
     """
 
     shares: list[RingArray]
-    masks: list[RingArray]
-    pairs: list[Masks]
+    masks: list[RingArray] = field(default_factory=list)
+    pairs: list[Masks] = field(default_factory=list)
 
 
 class Supply:
-    """The material of one block: drawn, handed to each gate in turn, at the dealer then sent."""
+    """The material of blocks of one size for some gates; it places the arrays once for all blocks."""
 
-    def __init__(self, party: Party, gates: Sequence[Gate], images: int, context: bytes) -> None:
-        """Draw this party's words; evaluator 2 waits for the dealer's message.
+    def __init__(self, gates: Sequence[Gate], images: int) -> None:
+        """Place the arrays.
+
+        Args:
+            gates: The gates in the order in which they are prepared.
+            images: Images of a block.
+        """
+        self._gates = gates
+        fields = sum((gate.fields for gate in gates), Fields())
+        self._dealt, self._masks = Placement(fields.dealt, images), Placement(fields.masks, images)
+        # The dealer's arrays, which it needs until a block is sent and then for the next one.
+        self._outgoing: Buffer | None = None
+        self._shares: list[RingArray] = []
+        self._parts: list[tuple[Buffer, list[RingArray]]] = []
+
+    def parts(self, party: Party, context: bytes) -> list[Part]:
+        """Draw this party's words of the next block; evaluator 2 waits for the dealer's message.
+
+        At the dealer the arrays are those of the block before: that must have been sent.
 
         Args:
             party: This party.
-            gates: The gates in the order in which they are prepared.
-            images: Images of the block.
             context: Names the block; see ``Party.dealt_stream_with``.
+
+        Returns:
+            Each gate's part, in order.
 
         Raises:
             PeerLostError, DeadlineError, ProtocolError: As ``Party.exchange``.
         """
-        self._party = party
-        self._gates = gates
-        fields = sum((gate.fields for gate in gates), Fields())
-        dealt, masks = Placement(fields.dealt, images), Placement(fields.masks, images)
-        # What evaluator 1 draws the dealer overwrites by what evaluator 2 gets, in one message.
-        self._buffer: Buffer = np.empty(dealt.size if party.id != SECOND else 0, dtype=np.uint8)
-        self._masks: list[RingArray] = []
-        self._pairs: list[Masks] = []
         if party.id == DEALER:
-            first, second = (party.dealt_stream_with(other, context) for other in (FIRST, SECOND))
-            self._shares = dealt.draw(first, self._buffer)
-            parts = [masks.draw(stream, _buffer(masks)) for stream in (first, second)]
-            self._pairs = list(zip(*parts, strict=True))
-        else:
-            stream = party.dealt_stream_with(DEALER, context)
-            self._shares = dealt.draw(stream, self._buffer) if party.id == FIRST else self._receive(dealt)
-            self._masks = masks.draw(stream, _buffer(masks))
+            return self._parts_of_dealer(party, context)
+        stream = party.dealt_stream_with(DEALER, context)
+        shares = self._dealt.drawn(stream) if party.id == FIRST else self._received(party)
+        masks = self._masks.drawn(stream)
+        return [Part(shares[dealt], masks=masks[open_]) for dealt, open_ in self._slices()]
 
-    def _receive(self, dealt: Placement) -> list[RingArray]:
-        layouts = [dealt.layouts[i] for i in dealt.order]
-        received = self._party.exchange({}, {DEALER: layouts})[DEALER] if layouts else []
-        arrays = dict(zip(dealt.order, received, strict=True))
+    def _parts_of_dealer(self, party: Party, context: bytes) -> list[Part]:
+        if self._outgoing is None:
+            self._outgoing = self._dealt.buffer()
+            self._shares = self._dealt.views(self._outgoing)
+            buffers = [self._masks.buffer() for _ in (FIRST, SECOND)]
+            self._parts = [(buffer, self._masks.views(buffer)) for buffer in buffers]
+        first, second = (party.dealt_stream_with(other, context) for other in (FIRST, SECOND))
+        # What evaluator 1 draws the gates overwrite by what evaluator 2 gets.
+        self._dealt.fill(self._outgoing, self._shares, first)
+        for (buffer, arrays), stream in zip(self._parts, (first, second), strict=True):
+            self._masks.fill(buffer, arrays, stream)
+        pairs = list(zip(self._parts[0][1], self._parts[1][1], strict=True))
+        return [Part(self._shares[dealt], pairs=pairs[open_]) for dealt, open_ in self._slices()]
+
+    def _received(self, party: Party) -> list[RingArray]:
+        placement = self._dealt
+        layouts = [placement.layouts[i] for i in placement.order]
+        received = party.exchange({}, {DEALER: layouts})[DEALER] if layouts else []
+        arrays = dict(zip(placement.order, received, strict=True))
         return [arrays[i] for i in range(len(layouts))]
 
-    def __iter__(self) -> Iterator[Part]:
-        """Hand out each gate's part, in the order of the gates."""
+    def _slices(self) -> Iterator[tuple[slice, slice]]:
         share, mask = 0, 0
         for gate in self._gates:
             next_share, next_mask = share + len(gate.fields.dealt), mask + len(gate.fields.masks)
-            yield Part(
-                self._shares[share:next_share], self._masks[mask:next_mask], self._pairs[mask:next_mask]
-            )
+            yield slice(share, next_share), slice(mask, next_mask)
             share, mask = next_share, next_mask
 
-    def send(self) -> None:
+    def send(self, party: Party) -> None:
         """Send evaluator 2 its shares, when all gates have written them; the other parties do nothing.
 
         Raises:
             PeerLostError, DeadlineError, ProtocolError: As ``Party.exchange``.
         """
-        if self._party.id == DEALER and self._buffer.size:
-            self._party.exchange({SECOND: [self._buffer]}, {})
-
-
-def _buffer(placement: Placement) -> Buffer:
-    return np.empty(placement.size, dtype=np.uint8)
+        if self._outgoing is not None and self._outgoing.size:
+            party.exchange({SECOND: [self._outgoing]}, {})

@@ -53,7 +53,7 @@ def test_deal_chunk(words: Any, bits: int, role: tuple[int, int, int], shift: in
 def test_lookup(words: Any, bits: int) -> None:
     planes = words((IMAGES, 3, COUNT), max(8, 1 << bits))
     digits = np.asarray(words((IMAGES, COUNT), 8) % 8, dtype=np.uint8)
-    _same("lookup", words((IMAGES, COUNT), 32), Chunk(9, bits, 0, 0, 0), planes, digits)
+    _same("lookup", words((IMAGES, COUNT), 32), 9, bits, planes, digits)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])

@@ -39,7 +39,7 @@ def test_the_digit_of_every_cut_has_the_sign_on_top(window_bits: int) -> None:
             chunk = Chunk(sum(sizes[:i]), bits, max(0, i - 1), int(i == 0), int(i == n - 1))
             table: RingArray = np.zeros((1, n, m.size), dtype=chunk.ring.dtype)
             plain.deal_chunk(r, chunk, table)
-            plain.lookup(m, chunk, table, digits)
+            plain.lookup(m, chunk.shift, chunk.bits, table, digits)
         top = (digits + np.uint8((1 << (n - 1)) - 1)) >> (n - 1) & 1
         assert np.array_equal(top, negative), sizes
 
