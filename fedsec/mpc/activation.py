@@ -14,10 +14,11 @@ import numpy as np
 from fedsec.errors import UsageError
 from fedsec.mpc.costs import Cost, protocol
 from fedsec.mpc.party import Layout, Party
+from fedsec.mpc.products import share_pair
 from fedsec.mpc.signs import SignMasks, SignWindow, open_sign, planes_to_deal
 from fedsec.mpc.truncation import Cut
 from fedsec.mpc.two_holders import BITS, WORDS, Pair, known_word
-from fedsec.mpc.two_parties import deal, draw_mask, joined, open_halves, take_dealt
+from fedsec.mpc.two_parties import deal, join, join_cost, take_dealt
 from fedsec.ring import Ring, RingArray
 from fedsec.sharing.boolean import unpack_bits
 from fedsec.sharing.replicated import RepShare
@@ -30,9 +31,12 @@ def _truncated_relu_cost(
 ) -> Cost:
     cut = Cut(bits, x.ring, ring or x.ring)
     window = SignWindow.of(x.size, x.ring, window_bits=window_bits, bits=bits, ignore_bits=ignore_bits)
+    return _halves_cost(x, cut, window) + join_cost(x.size, cut.result)
+
+
+def _halves_cost(x: RepShare | Pair, cut: Cut, window: SignWindow) -> Cost:
     words = sum(layout.size_bytes for layout in _layouts(x, cut))
-    opened = window.opened_bytes + x.size * cut.result.element_bytes
-    return Cost(window.rounds + 2, (window.dealt_bytes + words, opened, opened))
+    return window.cost + Cost(0, (words, 0, 0))
 
 
 def _layouts(x: RepShare | Pair, cut: Cut) -> list[Layout]:
@@ -40,9 +44,9 @@ def _layouts(x: RepShare | Pair, cut: Cut) -> list[Layout]:
 
     Of a replicated x that is not cut, parties 1 and 2 have components 1 and 0, halves of A.
     """
-    word = Layout((x.size,), cut.result)
+    word = Layout(x.shape, cut.result)
     layouts = [word, word] if isinstance(x, RepShare) and cut.is_reduction else [word, word, word]
-    return layouts if cut.factor is None else [*layouts, *2 * [Layout((x.size,), cut.factor)]]
+    return layouts if cut.factor is None else [*layouts, *2 * [Layout(x.shape, cut.factor)]]
 
 
 @protocol(cost=_truncated_relu_cost, source=_ABY2)
@@ -85,48 +89,46 @@ def truncated_relu(
         raise UsageError(f"{bits} bits cannot be dropped from {x!r}")
     cut = Cut(bits, x.ring, ring or x.ring)
     window = SignWindow.of(x.size, x.ring, window_bits=window_bits, bits=bits, ignore_bits=ignore_bits)
+    half = _positive_half(party, x, cut, window)
+
+    # One round: the result under the mask of its components.
+    return RepShare(*join(party, WORDS, half, Layout(x.shape, cut.result)), x.fraction_bits - bits)
+
+
+def _positive_half(party: Party, x: RepShare | Pair, cut: Cut, window: SignWindow) -> RingArray | None:
+    """Return this party's half of T where that is positive, else 0; None at party 0."""
     masks = SignMasks.draw(party, window)
-    result = draw_mask(party, (x.size,), cut.result)
-    known = known_word(party, x).reshape(-1)
+    known = known_word(party, x)
 
     # One message, from party 0 to party 2.
     if party.id == 0:
         planes = planes_to_deal(window, known, masks)
-        words = _relu_words(x, known, cut, _bit_of(masks, x.size, cut.result))
+        words = _words_to_deal(party, x, cut, masks.words(x.size, cut.result).reshape(x.shape))
         party.exchange({2: [*deal(party, BITS, [planes]), *deal(party, WORDS, words)]}, {})
-        masked = None
-    else:
-        dealt, *halves = take_dealt(party, [window.dealt_layout, *_layouts(x, cut)])
-        # A round a level and one to open the sign; what is kept is what is not negative.
-        signs = open_sign(party, window, known, dealt, masks)
-        positive = unpack_bits(~signs, x.size, cut.result)
-        # One round: the result under the mask of its components.
-        half = _relu_half(party, x, cut, positive, halves)
-        masked = open_halves(party, WORDS, half, result[0])
-    own, following = joined(party, result, masked)
-    return RepShare(own.reshape(x.shape), following.reshape(x.shape), x.fraction_bits - bits)
+        return None
+    dealt, *halves = take_dealt(party, [window.dealt_layout, *_layouts(x, cut)])
+
+    # A round a level and one to open the sign; what is kept is what is not negative.
+    signs = open_sign(party, window, known, dealt, masks)
+    positive = unpack_bits(~signs, x.size, cut.result).reshape(x.shape)
+    return _selected_half(party, x, cut, positive, halves)
 
 
-def _bit_of(masks: SignMasks, count: int, ring: Ring) -> RingArray:
-    """Return the mask of the sign at party 0, a word an element."""
-    return unpack_bits(masks.sign[0] ^ masks.sign[1], count, ring)
-
-
-def _relu_words(x: RepShare | Pair, known: RingArray, cut: Cut, mask: RingArray) -> list[RingArray]:
-    word, top = cut.of(known)
+def _words_to_deal(party: Party, x: RepShare | Pair, cut: Cut, mask: RingArray) -> list[RingArray]:
+    word, top = cut.of(known_word(party, x))
     words = [mask, mask * word] if isinstance(x, RepShare) and cut.is_reduction else [mask, mask * word, word]
     return words if top is None else [*words, top, mask.astype(top.dtype) * top]
 
 
-def _relu_half(
+def _selected_half(
     party: Party, x: RepShare | Pair, cut: Cut, positive: RingArray, halves: Sequence[RingArray]
 ) -> RingArray:
     mask, masked_word, *others = halves
-    word, top = cut.of(known_word(party, x).reshape(-1))
+    word, top = cut.of(known_word(party, x))
     # T, and T times the mask, are what party 0 knows of them (whole, agreed) and what parties 1 and 2 know.
     if isinstance(x, RepShare) and cut.is_reduction:
         own = x.own if party.id == 1 else x.next
-        whole = own.reshape(-1).astype(cut.result.dtype, copy=False)
+        whole = own.astype(cut.result.dtype, copy=False)
     else:
         whole = others.pop(0)
     agreed = masked_word + mask * word
@@ -159,3 +161,71 @@ def relu(party: Party, x: RepShare | Pair, window_bits: int) -> RepShare:
         UsageError: As ``truncated_relu``.
     """
     return truncated_relu.function(party, x, 0, window_bits)
+
+
+def _piecewise_linear_cost(  # noqa: PLR0917 - as the protocol's
+    x: RepShare | Pair,
+    knots: Sequence[int],
+    slopes: Sequence[int],
+    first_slope: int,
+    offset: int,
+    slope_bits: int,
+    window_bits: int,
+) -> Cost:
+    shifted = Pair(np.empty((len(knots), *x.shape), dtype=x.ring.dtype))
+    window = SignWindow.of(shifted.size, x.ring, window_bits=window_bits)
+    word = x.ring.element_bytes
+    dealt = (2 * shifted.size + (x.size if isinstance(x, Pair) else 0)) * word
+    return window.cost + Cost(0, (dealt, 0, 0)) + join_cost(x.size, x.ring)
+
+
+@protocol(cost=_piecewise_linear_cost, source=_ABY2)
+def piecewise_linear(  # noqa: PLR0917 - the formula's arguments in its order
+    party: Party,
+    x: RepShare | Pair,
+    knots: Sequence[int],
+    slopes: Sequence[int],
+    first_slope: int,
+    offset: int,
+    slope_bits: int,
+    window_bits: int,
+) -> RepShare:
+    """Apply ``first_slope * x + offset + sum over k of slopes[k] * max(x - knots[k], 0)``, nothing truncated.
+
+    The ReLUs of all knots are taken at once, as ``truncated_relu`` does; parties 1 and 2 add up their halves
+    before they make the result replicated, so that a knot costs no word between them.
+
+    Shapes:    the result has the shape of x.
+    Units:     knots are integers with the fraction bits of x, slopes integers with ``slope_bits``, the offset
+               has both; the result's fraction bits are both together. Every x - knots[k] fits
+               ``window_bits`` signed bits.
+    Cost:      as a ReLU; party 0 sends two words an element and knot, parties 1 and 2 one word an element.
+    Security:  semi-honest, one corrupt party of three: the argument of ``truncated_relu``; knots and slopes
+               are public.
+    Source:    as ``truncated_relu``.
+
+    Raises:
+        UsageError: There are no knots or not one slope a knot, or the window does not fit the ring.
+    """
+    if not knots or len(knots) != len(slopes):
+        raise UsageError(f"{len(knots)} knots and {len(slopes)} slopes: expected one slope for each knot")
+    x = share_pair.function(party, x) if isinstance(x, Pair) else x
+    shape, ring = x.shape, x.ring
+    apart = _words_of(knots, ring).reshape(-1, *[1] * len(shape))
+    many = (len(knots), *shape)
+    shifted = RepShare(np.broadcast_to(x.own, many), np.broadcast_to(x.next, many))
+    shifted = shifted.add_public(party.id, np.negative(apart))
+    window = SignWindow.of(shifted.size, ring, window_bits=window_bits)
+    half = _positive_half(party, shifted, Cut(0, ring, ring), window)
+    if half is not None:
+        half = np.tensordot(_words_of(slopes, ring), half, axes=1)
+        first, constant = _words_of([first_slope, offset], ring)
+        # Of x itself, party 1 holds the summands x_1 and x_2, party 2 adds x_0.
+        half += first * (x.own + x.next) + constant if party.id == 1 else first * x.next
+
+    # One round: the result under the mask of its components.
+    return RepShare(*join(party, WORDS, half, Layout(shape, ring)), x.fraction_bits + slope_bits)
+
+
+def _words_of(numbers: Sequence[int], ring: Ring) -> RingArray:
+    return np.array([number % ring.modulus for number in numbers], dtype=ring.dtype)

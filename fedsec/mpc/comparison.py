@@ -10,15 +10,14 @@ from fedsec.mpc.party import Layout, Party
 from fedsec.mpc.products import require_ring
 from fedsec.mpc.signs import SignMasks, SignWindow, open_sign, planes_to_deal
 from fedsec.mpc.two_holders import BITS, WORDS, Pair, known_word
-from fedsec.mpc.two_parties import deal, draw_mask, joined, open_halves, take_dealt
+from fedsec.mpc.two_parties import deal, join, joined, take_dealt
 from fedsec.ring import RING64, Ring, RingArray
 from fedsec.sharing.boolean import BitShare, Planes, unpack_bits
 from fedsec.sharing.replicated import RepShare
 
 
 def _is_negative_cost(x: RepShare | Pair, window_bits: int) -> Cost:
-    window = SignWindow.of(x.size, x.ring, window_bits=window_bits)
-    return Cost(window.rounds + 1, (window.dealt_bytes, window.opened_bytes, window.opened_bytes))
+    return SignWindow.of(x.size, x.ring, window_bits=window_bits).cost
 
 
 @protocol(
@@ -90,18 +89,17 @@ def bits_to_words(party: Party, bit: BitShare, ring: Ring = RING64) -> RepShare:
     """
     if bit.planes != 1:
         raise UsageError(f"one plane of bits makes words, got {bit!r}")
-    shape = (bit.count,)
-    mask = draw_mask(party, shape, ring)
-    masked = None
+    layout = Layout((bit.count,), ring)
+    half = None
     if party.id == 0:
         party.exchange({2: deal(party, WORDS, [unpack_bits(bit.own ^ bit.next, bit.count, ring)])}, {})
     else:
-        c_half = take_dealt(party, [Layout(shape, ring)])[0]
+        c_half = take_dealt(party, [layout])[0]
         v = unpack_bits(bit.next if party.id == 1 else bit.own, bit.count, ring)
         half = np.asarray(c_half - v * (c_half + c_half))
-        masked = open_halves(party, WORDS, half + v if party.id == 1 else half, mask[0])
-    own, following = joined(party, mask, masked)
-    return RepShare(own, following)
+        if party.id == 1:
+            half += v
+    return RepShare(*join(party, WORDS, half, layout))
 
 
 def _select_cost(bit: BitShare, x: RepShare) -> Cost:

@@ -23,11 +23,12 @@ from typing import NamedTuple
 import numpy as np
 
 from fedsec.errors import UsageError
+from fedsec.mpc.costs import Cost
 from fedsec.mpc.party import BIT_WORDS, Layout, Party
 from fedsec.mpc.two_holders import BITS
 from fedsec.mpc.two_parties import Mask, draw_mask, open_halves
 from fedsec.ring import Ring, RingArray
-from fedsec.sharing.boolean import LANES, Planes, pack_bits
+from fedsec.sharing.boolean import LANES, Planes, pack_bits, unpack_bits
 
 CHUNK = 3
 """Bits of a chunk: two would need more levels of the tree, four more than twice the dealt bits."""
@@ -111,19 +112,11 @@ class SignWindow:
         return Layout((self.dealt_planes, self.lane_words), BIT_WORDS)
 
     @property
-    def dealt_bytes(self) -> int:
-        """Bytes of what party 0 sends."""
-        return self.dealt_layout.size_bytes
-
-    @property
-    def opened_bytes(self) -> int:
-        """Bytes that party 1 and party 2 each send, the sign included."""
-        return (self.opened_planes + 1) * self.lane_words * BIT_WORDS.element_bytes
-
-    @property
-    def rounds(self) -> int:
-        """Rounds between parties 1 and 2, the opening of the sign included."""
-        return sum(1 for _ in self.levels) + 1
+    def cost(self) -> Cost:
+        """Cost of a sign: one message of party 0, a round a level, and one to open the sign."""
+        opened = (self.opened_planes + 1) * self.lane_words * BIT_WORDS.element_bytes
+        rounds = 2 + sum(1 for _ in self.levels)
+        return Cost(rounds, (self.dealt_layout.size_bytes, opened, opened))
 
     def cut(self, known: RingArray) -> Planes:
         """Return the bits of a known word as planes, the padding at the bottom."""
@@ -147,6 +140,10 @@ class SignMasks(NamedTuple):
         tree = draw_mask(party, (window.opened_planes, words), BIT_WORDS)
         return cls(tree, draw_mask(party, (1, words), BIT_WORDS))
 
+    def words(self, count: int, ring: Ring) -> RingArray:
+        """Return, at party 0, the mask of each sign as a word 0 or 1."""
+        return unpack_bits(_planes(self.sign[0] ^ self.sign[1]), count, ring)
+
 
 def planes_to_deal(window: SignWindow, known: RingArray, masks: SignMasks) -> RingArray:
     """Return, at party 0, the planes that it deals: [dealt planes, words]."""
@@ -166,8 +163,8 @@ def planes_to_deal(window: SignWindow, known: RingArray, masks: SignMasks) -> Ri
 
 def open_sign(
     party: Party, window: SignWindow, known: RingArray, dealt: RingArray, masks: SignMasks
-) -> RingArray:
-    """Return, at parties 1 and 2, the sign XOR its mask, one plane; ``window.rounds`` rounds.
+) -> Planes:
+    """Return, at parties 1 and 2, the sign XOR its mask, one plane; a round a level and one more.
 
     Args:
         party: Party 1 or 2.
@@ -183,7 +180,7 @@ def open_sign(
     if party.id == 1:
         sign = sign ^ planes[-1]
     carry = _carry_half(party, window, (generate, propagate), dealt[ends + 1 :], masks.tree[0])
-    return open_halves(party, BITS, (sign ^ carry)[None], masks.sign[0])
+    return _planes(open_halves(party, BITS, (sign ^ carry)[None], masks.sign[0]))
 
 
 def _write_monomials(bits: RingArray, monomials: RingArray) -> None:
@@ -242,3 +239,7 @@ def _factors(opened: RingArray, pairs: int) -> tuple[RingArray, RingArray]:
     """Return what is multiplied: upper propagates times lower generates, and times lower propagates."""
     upper = opened[:pairs]
     return np.concatenate([upper, upper[1:]]), opened[pairs:]
+
+
+def _planes(words: RingArray) -> Planes:
+    return words.astype(np.uint64, copy=False)

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedsec.mpc.costs import Cost
 from fedsec.mpc.party import Layout, Party
 from fedsec.mpc.two_holders import Components, Operations
 from fedsec.ring import Ring, RingArray, ring_of
@@ -73,3 +74,21 @@ def joined(party: Party, mask: Mask, masked: RingArray | None) -> Components:
     if masked is None:
         return Components(*mask)
     return Components(mask[0], masked) if party.id == 1 else Components(masked, mask[0])
+
+
+def join(party: Party, operations: Operations, half: RingArray | None, layout: Layout) -> Components:
+    """Make a value of parties 1 and 2 replicated, with fresh components; one round between the two.
+
+    Args:
+        party: This party.
+        operations: Arithmetic modulo 2^k, or bitwise.
+        half: This party's half, None at party 0.
+        layout: Shape and ring of the value.
+    """
+    mask = draw_mask(party, layout.shape, layout.ring)
+    return joined(party, mask, None if half is None else open_halves(party, operations, half, mask[0]))
+
+
+def join_cost(count: int, ring: Ring) -> Cost:
+    """Return the cost of ``join``."""
+    return Cost(1, (0, count * ring.element_bytes, count * ring.element_bytes))

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from fedsec.mpc.simulator import View
 from fedsec.ring import RingArray
 from fedsec.testing.example import Example, known_draws, record_calls, stream_for
-from fedsec.testing.inputs import are_planes, by_lanes
+from fedsec.testing.inputs import are_planes, by_lanes, by_planes
 from fedsec.testing.mutants import Mutant
 from fedsec.testing.statistics import Looks, fair_in_blocks, uniform_bytes
 
@@ -88,7 +88,7 @@ class _Words:
     @classmethod
     def of(cls, words: RingArray, lanes: int) -> _Words:
         planes = are_planes(words, lanes)
-        return cls(words if planes else by_lanes(words, lanes), planes=planes)
+        return cls(by_planes(words, lanes) if planes else by_lanes(words, lanes), planes=planes)
 
     def thinned(self) -> _Words:
         return self if self.planes else _Words(self.array[::_THINNING], planes=False)

@@ -203,12 +203,22 @@ def _repeated_bits(planes: RingArray, kinds: int, lanes: int) -> RingArray:
 
 
 def are_planes(words: RingArray, lanes: int) -> bool:
-    """Return whether an array holds bit planes over the lanes, rather than words a lane."""
-    return words.ndim == 2 and words.dtype == np.uint64 and words.shape[1] * LANES == lanes
+    """Return whether an array holds bit planes over the lanes, or over some elements a lane."""
+    if words.ndim != 2 or words.dtype != np.uint64 or lanes in words.shape or not words.size:
+        return False
+    return words.shape[1] * LANES % lanes == 0
+
+
+def by_planes(words: RingArray, lanes: int) -> RingArray:
+    """Return bit planes as [planes, lanes / 64].
+
+    Planes over more elements than lanes, with the lanes last, give one for each element of a lane.
+    """
+    return words.reshape(-1, lanes // LANES)
 
 
 def by_lanes(words: RingArray, lanes: int) -> RingArray:
-    """Return an array whose first axis is the lanes as [lanes, words a lane].
+    """Return an array with an axis of the lanes, the first if there are more, as [lanes, words a lane].
 
     Raises:
         UsageError: The array's size is no multiple of the lanes: it cannot be told which part belongs to
@@ -219,6 +229,8 @@ def by_lanes(words: RingArray, lanes: int) -> RingArray:
             f"an array of {words.shape} does not fall into {lanes} lanes; give inputs whose first axis runs "
             "along everything that the protocol sends"
         )
+    if lanes in words.shape[1:]:
+        words = np.moveaxis(words, words.shape.index(lanes), 0)
     return words.reshape(lanes, -1)
 
 
@@ -233,7 +245,7 @@ def rows_of(words: RingArray, lanes: int, low_bits: int = 1) -> list[Row]:
         UsageError: The array's size is no multiple of the lanes.
     """
     if are_planes(words, lanes):
-        return list(words.astype(np.uint64, copy=False))
+        return list(by_planes(words, lanes).astype(np.uint64, copy=False))
     bits = 8 * words.dtype.itemsize
     places = sorted({*range(min(low_bits, bits)), bits - 2, bits - 1})
     rows: list[Row] = []

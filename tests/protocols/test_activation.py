@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from fedsec.errors import UsageError
-from fedsec.mpc import Pair, Party, relu, share_pair, simulate, truncated_relu
+from fedsec.mpc import Pair, Party, piecewise_linear, relu, share_pair, simulate, truncated_relu
 from fedsec.ring import RING32, RING64, Ring, RingArray, fresh_stream, signed
 from fedsec.sharing import replicated
 from fedsec.sharing.replicated import RepShare
@@ -145,6 +145,55 @@ def test_a_pair_costs_one_word_more_and_can_be_shared() -> None:
     assert done.cost.total_bytes == relu.cost(shares[0], 30).total_bytes + 8 * 70
     assert shared.cost == share_pair.cost(pair)
     assert shared.results[0].fraction_bits == 3
+
+
+def plain_piecewise(x: Any, knots: Any, slopes: Any, first_slope: int, offset: int) -> Any:
+    """The function on integers, modulo 2^k."""
+    values = signed(x).astype(object)
+    total = first_slope * values + offset
+    for knot, slope in zip(knots, slopes, strict=True):
+        total = total + slope * np.maximum(values - knot, 0)
+    return (total % 2 ** (8 * x.dtype.itemsize)).astype(x.dtype)
+
+
+PIECES: dict[str, Any] = {
+    "knots": (-7, 0, 5),
+    "slopes": (3, -9, 2),
+    "first_slope": -4,
+    "offset": 1000,
+    "slope_bits": 6,
+    "window_bits": 9,
+}
+
+
+@check_protocol(
+    piecewise_linear,
+    inputs={"x": Secret(low=-8, high=8), **PIECES, "window_bits": 5},
+)
+def test_piecewise_linear(x: Any, knots: Any, slopes: Any, **others: int) -> Any:
+    return plain_piecewise(x, knots, slopes, others["first_slope"], others["offset"])
+
+
+def test_a_pair_goes_through_a_piecewise_linear_function_in_the_32_bit_ring() -> None:
+    stream = fresh_stream()
+    x = np.arange(-130, 130, dtype=np.int32).view(np.uint32).reshape(2, 130)
+    shares = replicated.share(x, stream, fraction_bits=5)
+
+    done = simulate(
+        lambda party: piecewise_linear(party, _as_pair(party.id, shares[party.id]), **PIECES), record=True
+    )
+
+    expected = plain_piecewise(x, PIECES["knots"], PIECES["slopes"], -4, 1000)
+    assert np.array_equal(replicated.reconstruct(done.results), expected)
+    assert done.results[0].fraction_bits == 11
+    assert done.cost == piecewise_linear.cost(_as_pair(0, shares[0]), **PIECES)
+
+
+def test_a_function_without_a_slope_for_each_knot_is_refused() -> None:
+    shares = replicated.share(np.zeros(1, dtype=RING64.dtype), fresh_stream())
+
+    with pytest.raises(UsageError, match="one slope for each knot"):
+        simulate(lambda party: piecewise_linear(party, shares[party.id], **{**PIECES, "slopes": (1,)}))
 
 
 def test_bits_that_the_secret_does_not_have_are_not_dropped() -> None:
