@@ -52,6 +52,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cluster", type=Path, metavar="FILE", help="use parties that already run elsewhere")
     parser.add_argument("--identity", type=Path, metavar="FILE", help="the owner's identity, with --cluster")
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="with --cluster: end first what is served there, for example by an owner's process that died",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -64,7 +69,9 @@ def run(options: argparse.Namespace) -> int:
     elif options.ports:
         raise UsageError("--ports is for parties started here; with --cluster they already run")
     else:
-        answered = serve_at(options.model, options.cluster, options.identity, offer, say=_say)
+        answered = serve_at(
+            options.model, options.cluster, options.identity, offer, replace=options.replace, say=_say
+        )
     _say(f"answered {answered} image(s); the service has ended")
     return 0
 

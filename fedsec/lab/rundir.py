@@ -9,6 +9,7 @@
         model.keras       the averaged model, plain Keras
         plan.json         the network as the computing parties know it: public
         weights.npz       its weights as float64: the owner's secret
+        model-id          under which parties hold the model and count its users' quotas
         cluster.toml      where the parties are, and the pinned keys
         keys/             of this run's local parties, hospitals, server, owner and user: mode 0700
         logs/             one file a process
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsec.errors import StateError, UsageError
+from fedsec.serving.messages import ID_BYTES
 
 LATEST = "latest"
 
@@ -139,6 +141,23 @@ class RunFolder:
             if not needed.is_file():
                 raise UsageError(f"{needed} is missing: serve the run first, with `fedsec serve {self.path}`")
         return self.cluster, identity
+
+    def model_id(self) -> bytes:
+        """Return the id under which the run's model is shared; drawn and stored when first asked for.
+
+        Raises:
+            StateError: The file cannot be written, or is none of ours.
+        """
+        path = self.path / "model-id"
+        try:
+            if not path.is_file():
+                path.write_text(os.urandom(ID_BYTES).hex() + "\n")
+            stored = bytes.fromhex(path.read_text().strip())
+        except (OSError, ValueError) as error:
+            raise StateError(f"the model's id in {path} cannot be used: {error}") from error
+        if len(stored) != ID_BYTES:
+            raise StateError(f"the model's id in {path} has {len(stored)} bytes, expected {ID_BYTES}")
+        return stored
 
     @property
     def logs(self) -> Path:

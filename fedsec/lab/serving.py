@@ -43,7 +43,9 @@ def serve_here(model: Path, offer: Offer, *, runs: Path, ports: Sequence[int] | 
         return _serve(shared, offer, f"fedsec predict {folder.path}", say, cluster)
 
 
-def serve_at(model: Path, cluster: Path, identity: Path, offer: Offer, *, say: Say) -> int:
+def serve_at(
+    model: Path, cluster: Path, identity: Path, offer: Offer, *, replace: bool = False, say: Say
+) -> int:
     """Serve a model with parties that already run, on whatever hosts; they go on afterwards.
 
     A party that is lost is waited for, and the service goes on when it is back.
@@ -53,6 +55,7 @@ def serve_at(model: Path, cluster: Path, identity: Path, offer: Offer, *, say: S
         cluster: The cluster file.
         identity: The owner's identity.
         offer: What users are granted; without a number of images the service goes on until a signal.
+        replace: End first whatever the owner serves there.
         say: Hears where to ask.
 
     Returns:
@@ -61,12 +64,12 @@ def serve_at(model: Path, cluster: Path, identity: Path, offer: Offer, *, say: S
     Raises:
         TrustError, PeerLostError: A party is not the pinned one, or cannot be reached.
     """
-    with share(model, cluster, identity) as shared:
+    with share(model, cluster, identity, replace=replace) as shared:
         return _serve(shared, offer, f"fedsec predict --cluster {cluster} --identity USER.pem", say)
 
 
 def _serve(shared: SharedModel, offer: Offer, ask: str, say: Say, cluster: Cluster | None = None) -> int:
-    shared.serve(offer.num_requests, quota=offer.quota, reveal=offer.reveals, mode=offer.mode)
+    shared.serve(offer.num_requests, quota=offer.quota, reveals=offer.reveals, mode=offer.mode)
     end = "until Ctrl-C" if offer.num_requests is None else f"{offer.num_requests} image(s)"
     say(f"serving {end}, revealing {' or '.join(offer.reveals)}; to ask:")
     reveal = "" if "logits" in offer.reveals else f" --reveal {offer.reveals[0]}"

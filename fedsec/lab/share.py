@@ -87,17 +87,23 @@ class SharedModel:
         """Counts what the owner sent and received."""
         return self._owner.meter
 
-    def hand_out(self, weights: Weights) -> None:
+    def hand_out(self, weights: Weights, model_id: bytes | None = None) -> None:
         """Give each party its shares of the parameters; :func:`share` has done so."""
-        self._model = self._owner.share(self.plan, weights)
+        self._model = self._owner.share(self.plan, weights, model_id=model_id)
         self._weights = weights
+
+    def clear(self) -> None:
+        """End whatever the owner serves with these parties, and let them drop its models."""
+        self._owner.stop()
+        for model in {model for status in self._owner.statuses() for model in status.models}:
+            self._owner.forget(model)
 
     def serve(
         self,
         num_requests: int | None = None,
         *,
         quota: int | None = None,
-        reveal: Reveal | Sequence[Reveal] = "logits",
+        reveals: Reveal | Sequence[Reveal] = "logits",
         mode: Mode = "dealt",
     ) -> None:
         """Begin to answer private predictions; returns as soon as users can ask.
@@ -106,7 +112,7 @@ class SharedModel:
             num_requests: Images to answer, after which the service ends by itself. A batch of three
                 counts three. Without it the service goes on until ``stop``.
             quota: Images that one certificate may ask for; no limit by default.
-            reveal: What users may ask for: ``logits``, ``probabilities``, ``label``, ``top3``, or several.
+            reveals: What users may ask for: ``logits``, ``probabilities``, ``label``, ``top3``, or several.
             mode: ``dealt``, with randomness prepared while the parties are idle, or ``plain``.
 
         Raises:
@@ -114,8 +120,8 @@ class SharedModel:
             UnsupportedModelError: The model has no such answer, for example no classes.
             PeerLostError: A party was lost; the text names it.
         """
-        reveals = (reveal,) if isinstance(reveal, str) else tuple(reveal)
-        self.offer = Offer(num_requests=num_requests, quota=quota, reveals=reveals, mode=mode)
+        several = (reveals,) if isinstance(reveals, str) else tuple(reveals)
+        self.offer = Offer(num_requests=num_requests, quota=quota, reveals=several, mode=mode)
         self._begin(answered=0)
 
     def _begin(self, answered: int) -> None:
@@ -207,33 +213,50 @@ class SharedModel:
 
 
 def share(
-    model: keras.Model | Path | str, cluster: HasFile | Path | str, identity: Path | str | None = None
+    model: keras.Model | Path | str,
+    cluster: HasFile | Path | str,
+    identity: Path | str | None = None,
+    *,
+    replace: bool = False,
 ) -> SharedModel:
     """Split a trained model over the three computing parties of a running cluster.
+
+    A run keeps the id of its model, so that its users' quotas go on when it is shared again.
 
     Args:
         model: A Keras Sequential model, a ``.keras`` or ``.h5`` file, or the folder of a run. A run is
             served from its plan, without loading TensorFlow.
         cluster: A running ``fedsec.Cluster``, or a cluster file whose parties run elsewhere.
         identity: The owner's identity; a ``fedsec.Cluster`` that made its own keys knows it.
+        replace: End first whatever the owner serves with these parties, and let them drop its models: what
+            an owner's process that has died left behind.
 
     Returns:
         The shared model, not served yet.
 
     Raises:
         UnsupportedModelError: A layer or a range cannot be served; the text names it and what to do.
-        UsageError: A file is missing, or nobody said who the owner is.
+        UsageError: A file is missing, nobody said who the owner is, or the parties hold this run's model.
         TrustError, PeerLostError: A party is not the pinned one, or cannot be reached.
     """
     plan, weights = plan_of(model)
     file, own = _cluster(cluster, identity)
     shared = SharedModel(Owner(file.computing, own), plan, file, own)
     try:
-        shared.hand_out(weights)
+        if replace:
+            shared.clear()
+        shared.hand_out(weights, _model_id(model))
     except BaseException:
         shared.stop()
         raise
     return shared
+
+
+def _model_id(model: object) -> bytes | None:
+    """Return a run's own id for its model; other models get a fresh one each time."""
+    if isinstance(model, Path | str) and Path(model).is_dir():
+        return RunFolder.open(model).model_id()
+    return None
 
 
 def plan_of(model: keras.Model | Path | str) -> tuple[Plan, Weights]:

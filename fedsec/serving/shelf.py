@@ -61,7 +61,10 @@ class Shelf:
     def _check_room(self, model: bytes) -> None:
         """Do the check, with the lock held."""
         if model in self._models:
-            raise UsageError("this model is held here already: forget it first, or share under a fresh id")
+            raise UsageError(
+                "this model is held here already, for example because its owner's process died: serve it "
+                "with --replace, or let the parties forget it first"
+            )
         if len(self._models) >= self._most:
             raise UsageError(f"{len(self._models)} models are held here, the most there may be: forget one")
 

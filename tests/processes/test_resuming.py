@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsec.errors import FedsecError, PeerLostError, TrustError
+from fedsec.cluster.cluster import Cluster
+from fedsec.errors import FedsecError, PeerLostError, TrustError, UsageError
 from fedsec.lab.rundir import RunFolder
+from fedsec.lab.share import share
 from fedsec.nn import Network, Plan, Weights, plaintext, plan_network, save_weights
 from fedsec.nn.network import ConvLayer, DenseLayer, FlattenLayer, ReluLayer
 from fedsec.serving.client import Client
@@ -233,3 +235,31 @@ def test_sigterm_answers_what_was_accepted(serve: Start) -> None:
     refused = [outcome for outcome in outcomes if outcome != "answered"]
     assert len(refused) == len(users)
     assert all("being stopped by its owner" in text or "was stopped by" in text for text in refused)
+
+
+def test_threat_33_a_run_that_is_served_again_goes_on_with_its_quotas(serve: Start) -> None:
+    first = serve("--quota", "3")
+    with first.client() as user:
+        user.predict(images(2))
+    assert first.end()[0] == 143
+    again = serve("--quota", "3")
+    with again.client() as user:
+        with pytest.raises(TrustError, match="1 more images"):
+            user.predict(images(2))
+        np.testing.assert_allclose(user.predict(images(1)), expected(1), atol=2e-3)
+
+
+def test_what_a_dead_owner_left_behind_can_be_replaced(folder: RunFolder, tmp_path: Path) -> None:
+    with Cluster.local(tmp_path / "cluster") as cluster:
+        abandoned = share(folder.path, cluster)
+        abandoned.serve()
+        abandoned._owner.close()
+        with pytest.raises(UsageError, match="--replace"):
+            share(folder.path, cluster)
+        with Client.connect(cluster) as user:
+            user.predict(images(1))
+        with share(folder.path, cluster, replace=True) as shared:
+            shared.serve(num_requests=1)
+            with Client.connect(cluster) as user:
+                np.testing.assert_allclose(user.predict(images(1)), expected(1), atol=2e-3)
+            assert shared.wait(WAIT_S) == 1
