@@ -11,6 +11,7 @@ import numpy as np
 from fedsec.bench.timing import rate, timed
 from fedsec.bench.workers import answer_requests
 from fedsec.errors import UsageError
+from fedsec.nn import Reveal
 from fedsec.serving.client import Client, Images
 from fedsec.transport import ClusterFile, Identity
 
@@ -50,12 +51,12 @@ class Asker:
             self._client.close()
             self._client = None
 
-    def times(self, count: int, images: int = 1, reveal: str = "logits") -> list[float]:
+    def times(self, count: int, images: int = 1, reveal: Reveal = "logits") -> list[float]:
         """Return the wall time of each of ``count`` requests, in seconds."""
         batch = self._batch(images)
         return timed(lambda: self.client.predict(batch, reveal), count)
 
-    def rate(self, count: int, images: int = 1, reveal: str = "logits") -> float:
+    def rate(self, count: int, images: int = 1, reveal: Reveal = "logits") -> float:
         """Return the images a second of ``count`` requests one after the other."""
         batch = self._batch(images)
         return rate(lambda: self.client.predict(batch, reveal), count, images)

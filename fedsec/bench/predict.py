@@ -20,7 +20,7 @@ from typing import Any
 
 from fedsec.bench.clear import CNN, MLP, SHORT_CONV
 from fedsec.bench.counting import count
-from fedsec.bench.service import Service, difference, parties, per_image, served
+from fedsec.bench.service import Service, an_image, parties, served
 from fedsec.bench.timing import Timing
 from fedsec.bench.workers import Worker
 from fedsec.errors import PeerLostError
@@ -141,17 +141,12 @@ def _dealt(service: Service, clear: Worker, effort: Effort) -> dict[str, Any]:
         for how in WAYS:
             alone[how] += clear.ask("times", how=how, count=effort.clear)
             many[how] += clear.ask("times", how=how, count=effort.batches, images=BATCH)
-    before = service.party_bytes()
-    sustained = service.rate(effort.turns * effort.images)
-    sent = per_image(difference(service.party_bytes(), before), effort.turns * effort.images)
     return {
         "one": Timing.of(singles).summary(),
         "batch": Timing.of(batches).summary(),
         "keras_one": {how: Timing.of(seconds).summary() for how, seconds in alone.items()},
         "keras_batch": {how: Timing.of(seconds).summary() for how, seconds in many.items()},
-        "sustained_images_s": sustained,
-        "batch_images_s": service.rate(effort.batches * effort.turns, BATCH),
-        "meter_bytes_an_image": sent,
+        **_sustained(service, effort),
         "reveals": _reveals(service, effort),
         "memory_mib": service.memory(),
     }
@@ -165,13 +160,28 @@ def _reveals(service: Service, effort: Effort) -> dict[str, Any]:
     return {reveal: Timing.of(each).summary() for reveal, each in seconds.items()}
 
 
+def _sustained(service: Service, effort: Effort) -> dict[str, Any]:
+    """Ask without a pause, one image at a time and in batches; bytes and processor time by process."""
+    singles, batches = effort.turns * effort.images, effort.turns * effort.batches
+    bytes_before, cpu_before = service.party_bytes(), service.cpu_seconds()
+    one_at_a_time = service.rate(singles)
+    bytes_after, cpu_between = service.party_bytes(), service.cpu_seconds()
+    in_batches = service.rate(batches, BATCH)
+    cpu_after = service.cpu_seconds()
+    return {
+        "sustained_images_s": one_at_a_time,
+        "batch_images_s": in_batches,
+        "party_bytes_an_image": an_image(bytes_after, bytes_before, singles),
+        "cpu_ms_an_image": an_image(cpu_between, cpu_before, singles, 1e-3),
+        "batch_cpu_ms_an_image": an_image(cpu_after, cpu_between, batches * BATCH, 1e-3),
+    }
+
+
 def _one_service(service: Service, effort: Effort) -> dict[str, Any]:
     _warm(service, ["logits"])
-    count = effort.turns * effort.images
     return {
-        "one": Timing.of(service.times(count)).summary(),
-        "sustained_images_s": service.rate(count),
-        "batch_images_s": service.rate(effort.batches * effort.turns, BATCH),
+        "one": Timing.of(service.times(effort.turns * effort.images)).summary(),
+        **_sustained(service, effort),
         "memory_mib": service.memory(),
     }
 

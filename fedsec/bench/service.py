@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedsec.bench.workers import Worker
 from fedsec.cluster.cluster import PARTY_COMMAND, Cluster
@@ -35,18 +35,23 @@ class Service:
     cluster: Cluster
     shared: SharedModel
 
-    def times(self, count: int, images: int = 1, reveal: str = "logits") -> list[float]:
+    def times(self, count: int, images: int = 1, reveal: Reveal = "logits") -> list[float]:
         """Return wall times of requests at the client, in seconds."""
         seconds: list[float] = self.asker.ask("times", count=count, images=images, reveal=reveal)
         return seconds
 
-    def rate(self, count: int, images: int = 1, reveal: str = "logits") -> float:
+    def rate(self, count: int, images: int = 1, reveal: Reveal = "logits") -> float:
         """Return images a second of requests one after the other."""
         return float(self.asker.ask("rate", count=count, images=images, reveal=reveal))
 
     def memory(self) -> dict[str, float]:
         """Return the resident memory of each party in MiB."""
         return {name: resident_mib(pid) for name, pid in self.cluster.pids().items()}
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Return the processor time that each party and the client have used so far."""
+        pids = {**self.cluster.pids(), "client": self.asker.pid}
+        return {name: cpu_seconds(pid) for name, pid in pids.items()}
 
     def party_bytes(self) -> dict[str, int]:
         """Return the payload bytes that each party has sent to the other parties so far, by its meter."""
@@ -79,7 +84,7 @@ def served(
 ) -> Iterator[Service]:
     """Serve a run's model and connect a client process to it."""
     with share(run, cluster) as shared, Worker(ASKER) as asker:
-        shared.serve(mode=mode, reveal=reveals)
+        shared.serve(mode=mode, reveals=reveals)
         asker.ask("connect", cluster=str(cluster.file), identity=str(cluster.identity("user")))
         yield Service(asker, cluster, shared)
         asker.ask("close")
@@ -92,12 +97,16 @@ def resident_mib(pid: int) -> float:
     return int(found[1]) * 1024 / _MEBI if found else float("nan")
 
 
-def difference(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
-    """Return what was added to each count."""
-    return {name: after[name] - before[name] for name in after}
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time of a process, of all its threads, in user and system mode."""
+    # Behind the name in brackets, which may hold anything, follow the fields from the third on.
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def per_image(counts: Mapping[str, int], images: int) -> dict[str, Any]:
-    """Return counts an image, and their sum."""
-    each = {name: count / images for name, count in counts.items()}
+def an_image(
+    after: Mapping[str, float], before: Mapping[str, float], images: int, unit: float = 1.0
+) -> dict[str, float]:
+    """Return what was added to each count, an image and in units of ``unit``, and the sum."""
+    each = {name: (after[name] - before[name]) / images / unit for name in after}
     return {**each, "all": sum(each.values())}
