@@ -7,10 +7,10 @@ from functools import partial
 from typing import assert_never
 
 from fedsec.mpc.dealt import Gate, ReluGate, TruncateGate
-from fedsec.mpc.dealt.maximum import Gather, LargestGate, last_axis, windows_of
+from fedsec.mpc.dealt.maximum import Gather, LargestGate, windows_of
 from fedsec.mpc.dealt.piecewise import Pieces, PiecewiseGate
 from fedsec.mpc.dealt.products import MultiplyGate
-from fedsec.mpc.dealt.ranking import TopKGate
+from fedsec.mpc.dealt.ranking import TopKGate, largest_of_last_axis
 from fedsec.mpc.party import Layout
 from fedsec.nn import windows
 from fedsec.nn.plan import Gate as GateStep
@@ -35,8 +35,10 @@ def gate_of(party_id: int, step: GateStep, inputs: Sequence[Layout], *, final: b
             return _truncating(party_id, step, inputs[0], final=final)
         case Multiply():
             return MultiplyGate(party_id, *inputs, final=final)
-        case MaxPool2D() | ReduceMax():
+        case MaxPool2D():
             return LargestGate(party_id, inputs[0], _gathers(step), window_bits=step.window_bits, final=final)
+        case ReduceMax():
+            return largest_of_last_axis(party_id, inputs[0], window_bits=step.window_bits, final=final)
         case PiecewiseLinear():
             return PiecewiseGate(
                 party_id,
@@ -72,9 +74,7 @@ def _truncating(party_id: int, step: Relu | Truncate, source: Layout, *, final: 
     )
 
 
-def _gathers(step: MaxPool2D | ReduceMax) -> tuple[Gather, ...]:
-    if isinstance(step, ReduceMax):
-        return (last_axis,)
+def _gathers(step: MaxPool2D) -> tuple[Gather, ...]:
     first, *others = windows_of(step.pool, step.strides)
     return (partial(_behind_the_edge, first, step.padding), *others)
 

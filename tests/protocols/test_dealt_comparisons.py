@@ -101,6 +101,6 @@ def test_piecewise_linear(x: Any, **public: Any) -> Any:
     return (signed(_kinked(x)) >> 3).astype(RING64.dtype)
 
 
-@check_protocol(dealt_top_k, inputs={"x": Secret((3,), low=-4, high=3), "k": 2, "bits": 0, "window_bits": 4})
+@check_protocol(dealt_top_k, inputs={"x": Secret((3,), low=-4, high=3), "k": 1, "bits": 0, "window_bits": 4})
 def test_top_k_with_many_ties(x: Any, **public: Any) -> Any:
-    return np.argsort(-signed(x), axis=1, kind="stable")[:, :2].astype(RING64.dtype)
+    return np.argsort(-signed(x), axis=1, kind="stable")[:, :1].astype(RING64.dtype)

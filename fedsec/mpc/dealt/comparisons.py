@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from fedsec.mpc.costs import Cost, protocol
 from fedsec.mpc.dealt.gates import DEALER
-from fedsec.mpc.dealt.maximum import LargestGate, MaximumGate, last_axis, windows_of
+from fedsec.mpc.dealt.maximum import LargestGate, MaximumGate, windows_of
 from fedsec.mpc.dealt.piecewise import Pieces, PiecewiseGate
 from fedsec.mpc.dealt.products import MultiplyGate
 from fedsec.mpc.dealt.protocols import run_alone
-from fedsec.mpc.dealt.ranking import TopKGate
+from fedsec.mpc.dealt.ranking import TopKGate, largest_of_last_axis
 from fedsec.mpc.party import Layout, Party
 from fedsec.ring import Ring
 from fedsec.sharing.replicated import RepShare
@@ -101,12 +101,8 @@ def dealt_max_pool(party: Party, x: RepShare, pool: Sizes, strides: Sizes, windo
     return run_alone(party, _max_pool_gate(party.id, x, pool, strides, window_bits), [x], x.fraction_bits)
 
 
-def _reduce_max_gate(party_id: int, x: RepShare, window_bits: int) -> LargestGate:
-    return LargestGate(party_id, _source(x), (last_axis,), window_bits=window_bits)
-
-
 def _reduce_max_cost(x: RepShare, window_bits: int) -> Cost:
-    return _reduce_max_gate(DEALER, x, window_bits).cost(x.shape[0])
+    return largest_of_last_axis(DEALER, _source(x), window_bits=window_bits).cost(x.shape[0])
 
 
 @protocol(cost=_reduce_max_cost, source=_TABLES)
@@ -115,14 +111,18 @@ def dealt_reduce_max(party: Party, x: RepShare, window_bits: int) -> RepShare:
 
     Shapes:    x [N, ..., C], z [N, ..., 1].
     Units:     any two values of a row differ by less than 2^(w-1), w = ``window_bits``.
-    Cost:      prepared, 1 round. Online, 2 * ceil(log2(C)) rounds.
-    Security:  semi-honest, one corrupt party of three: that of ``dealt_max_pool``.
-    Source:    fedsec; see ``fedsec.mpc.dealt.signs``.
+    Cost:      prepared, 1 round. Online, 3 rounds for up to 16 values, of which all pairs are compared at
+               once; for more, 2 * ceil(log2(C)) rounds of a tree.
+    Security:  semi-honest, one corrupt party of three: digits and wins are opened as in ``dealt_top_k``, the
+               result under a fresh mask; the dealt tables are shares, minus streams of parties 0 and 1, of
+               functions of masks. A tree is that of ``dealt_max_pool``.
+    Source:    fedsec; see ``fedsec.mpc.dealt.ranking``.
 
     Raises:
         UsageError: The window does not fit, or the axis has one value only.
     """
-    return run_alone(party, _reduce_max_gate(party.id, x, window_bits), [x], x.fraction_bits)
+    gate = largest_of_last_axis(party.id, _source(x), window_bits=window_bits)
+    return run_alone(party, gate, [x], x.fraction_bits)
 
 
 def _piecewise_gate(

@@ -25,7 +25,7 @@ from fedsec.mpc.dealt.comparisons import (
 from fedsec.mpc.dealt.maximum import LargestGate, MaximumGate, last_axis, windows_of
 from fedsec.mpc.dealt.piecewise import Pieces, PiecewiseGate
 from fedsec.mpc.dealt.products import MultiplyGate
-from fedsec.mpc.dealt.ranking import TopKGate
+from fedsec.mpc.dealt.ranking import LargestAtOnceGate, TopKGate, largest_of_last_axis
 from fedsec.mpc.party import Layout
 from fedsec.ring import RING32, RING64, Ring, fresh_stream, signed
 from fedsec.sharing import replicated
@@ -149,13 +149,18 @@ def test_overlapping_windows_share_their_comparisons() -> None:
     assert sum(int(np.prod(layout.shape)) for layout in words) == (24 * 25 + 24 * 24) * 16
 
 
-@pytest.mark.parametrize("shape", [(2,), (10,), (3, 5), (2, 2, 9)])
-def test_reduce_max_keeps_the_axis(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("ring", [RING32, RING64])
+@pytest.mark.parametrize(
+    ("shape", "rounds"), [((2,), 3), ((10,), 3), ((3, 5), 3), ((2, 2, 16), 3), ((17,), 10)]
+)
+def test_reduce_max_keeps_the_axis(ring: Ring, shape: tuple[int, ...], rounds: int) -> None:
     values = _integers(6, 4, *shape)
+    values[..., 0] = values[..., -1]
 
-    z = _run(dealt_reduce_max, _shared(values), window_bits=12)
+    z = _run(dealt_reduce_max, _shared(values, ring), ring=ring, window_bits=12)
 
     assert np.array_equal(z, values.max(axis=-1, keepdims=True))
+    assert largest_of_last_axis(DEALER, Layout(shape, ring), window_bits=12).rounds == rounds
 
 
 PIECES = Pieces(knots=(-500, -1, 0, 700), slopes=(3, -2, 100, -7), first_slope=-5, offset=-12345)
@@ -193,10 +198,11 @@ def test_what_does_not_fit_is_refused() -> None:
          "two candidates"),
         (partial(LargestGate, DEALER, one, (), window_bits=9), "a gather for each tree"),
         (partial(LargestGate, DEALER, Layout((1,), RING32), (last_axis,), window_bits=9), "two candidates"),
+        (partial(LargestAtOnceGate, DEALER, Layout((1,), RING32), window_bits=9), "two candidates"),
         (partial(PiecewiseGate, DEALER, pair, PIECES, window_bits=12, bits=0, ring=RING32), "not truncated"),
         (partial(Pieces, (1, 2), (3,), 0, 0), "for each of at least one knot"),
         (partial(TopKGate, DEALER, one, 4, bits=0, window_bits=9), "list of two values or more"),
-        (partial(TopKGate, DEALER, one, 1, bits=24, window_bits=9), "do not fit"),
+        (partial(TopKGate, DEALER, one, 1, bits=24, window_bits=9), "does not fit"),
     ]:  # fmt: skip
         with pytest.raises(UsageError, match=words):
             make()
@@ -211,6 +217,7 @@ def test_final_gates_leave_additive_shares_and_save_a_round(bits: int) -> None:
             MultiplyGate(1, source, source, final=final),
             MaximumGate(1, source, window_bits=9, final=final),
             LargestGate(1, source, (last_axis,), window_bits=9, final=final),
+            LargestAtOnceGate(1, source, window_bits=9, final=final),
             PiecewiseGate(1, source, PIECES, window_bits=12, bits=bits, ring=RING64, final=final),
             TopKGate(1, source, 2, bits=0, window_bits=9, final=final),
         ]
