@@ -6,32 +6,33 @@ no other process ever holds what two parties get.
 
 from __future__ import annotations
 
-import hmac
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from fedsec.errors import InputError, ProtocolError, UsageError
-from fedsec.nn import Plan, decode_output, encode_input
+from fedsec.errors import InputError, PeerLostError, ProtocolError, ServiceEndedError, UsageError
+from fedsec.nn import Plan, Reveal, encode_input
 from fedsec.ring import RingArray
 from fedsec.serving import parts
+from fedsec.serving.answers import AnswerForm, Values
 from fedsec.serving.asking import Ask, ask_each, connect_all
 from fedsec.serving.limits import most_images
-from fedsec.serving.messages import ID_BYTES, Answer, Describe, Description, Query
+from fedsec.serving.messages import ID_BYTES, Answer, Describe, Description, Mode, Query
 from fedsec.serving.weights import plan_from_wire
-from fedsec.transport import ClusterFile, Deadline, Identity, Meter, SocketChannel
+from fedsec.transport import ClusterFile, Deadline, Endpoint, Identity, Meter, SocketChannel
 
 CONNECT_S = 15.0
 ANSWER_S = 60.0
 """Longest wait for one answer; the parties give up well before and say why."""
 
 Images = npt.NDArray[np.floating]
-Logits = npt.NDArray[np.float64]
 
 
 class HasFile(Protocol):
@@ -43,19 +44,50 @@ class HasFile(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Service:
+    """The three connections, and what all three parties say that they serve."""
+
+    channels: tuple[SocketChannel, ...]
+    told: Description
+
+    @cached_property
+    def plan(self) -> Plan:
+        return plan_from_wire(self.told.plan, self.told.digest)
+
+    @cached_property
+    def most_images(self) -> int:
+        return most_images(self.plan, self.told.reveals)
+
+    @cached_property
+    def forms(self) -> dict[Reveal, AnswerForm]:
+        return {reveal: AnswerForm.of(self.plan, reveal) for reveal in self.told.reveals}
+
+    def close(self) -> None:
+        for channel in self.channels:
+            channel.close()
+
+
 class Client:
     """A connection to the three parties that serve one model; made by :meth:`connect`.
 
+    When a party is lost or the service ends, the next question connects again, and goes on if the same model
+    is served by then.
+
     Attributes:
-        plan: the public plan of the served model.
-        meter: counts the bytes of this client's three connections.
+        meter: counts the bytes of this client's connections.
     """
 
-    def __init__(self, channels: Sequence[SocketChannel], service: bytes, plan: Plan, meter: Meter) -> None:
-        self.plan = plan
-        self.meter = meter
-        self._channels = tuple(channels)
-        self._service = service
+    def __init__(
+        self, parties: Sequence[Endpoint], identity: Identity, *, timeout_s: float = CONNECT_S
+    ) -> None:
+        """Connect to the three parties; :meth:`connect` is the usual way."""
+        self.meter = Meter()
+        self._parties = tuple(parties)
+        self._identity = identity
+        self._timeout_s = timeout_s
+        self._stale = False
+        self._served = _open(self._parties, identity, Deadline.after(timeout_s), self.meter)
 
     @classmethod
     def connect(
@@ -64,7 +96,7 @@ class Client:
         identity: Identity | str | os.PathLike[str] | None = None,
         *,
         timeout_s: float = CONNECT_S,
-    ) -> Client:
+    ) -> Self:
         """Connect to all three parties and check that they describe the same model.
 
         Args:
@@ -80,21 +112,30 @@ class Client:
             ProtocolError: the parties describe different models.
         """
         file = _cluster_file(cluster)
-        own = _identity(cluster, identity)
-        deadline, meter = Deadline.after(timeout_s), Meter()
-        channels = connect_all(file.computing, own, deadline, meter)
-        try:
-            asks = [Ask(Describe())] * len(channels)
-            told = [reply for reply, _ in ask_each(channels, asks, Description, deadline)]
-            plan = _agreed_plan(told, [channel.peer.name for channel in channels])
-        except BaseException:
-            _close(channels)
-            raise
-        return cls(channels, told[0].service, plan, meter)
+        return cls(file.computing, _identity(cluster, identity), timeout_s=timeout_s)
+
+    @property
+    def _service(self) -> bytes:
+        return self._served.told.service
+
+    @property
+    def plan(self) -> Plan:
+        """The public plan of the served model."""
+        return self._served.plan
+
+    @property
+    def reveals(self) -> tuple[Reveal, ...]:
+        """What may be asked for; the owner has decided it."""
+        return self._served.told.reveals
+
+    @property
+    def mode(self) -> Mode:
+        """How the parties compute."""
+        return self._served.told.mode
 
     def predict(
-        self, images: npt.ArrayLike, reveal: str = "logits", *, timeout_s: float = ANSWER_S
-    ) -> Logits:
+        self, images: npt.ArrayLike, reveal: Reveal = "logits", *, timeout_s: float = ANSWER_S
+    ) -> Values:
         """Ask for a private prediction.
 
         Each image counts as one request. More than 128 images, or fewer of a model with large layers, go
@@ -103,51 +144,82 @@ class Client:
         Args:
             images: one image, or a batch of them, floats in the range of the plan; a last dimension
                 of 1 may be left out.
-            reveal: ``"logits"``. ``"label"`` needs the largest logit found inside the protocol, which the
-                parties cannot do yet.
+            reveal: ``"logits"``; ``"probabilities"``; ``"label"``, the most likely class alone; or
+                ``"top3"``, the three most likely ones in order. The parties compute exactly this, and open
+                nothing else.
             timeout_s: longest wait for one answer of up to 128 images.
 
         Returns:
-            Logits, float64, shape [N, classes] (N = 1 for a single image).
+            Logits or probabilities, float64, shape [N, classes] (N = 1 for a single image); labels, int64,
+            shape [N] for ``"label"`` and [N, 3] for ``"top3"``.
 
         Raises:
             InputError: shape, dtype or values do not fit; nothing was sent.
-            UsageError: ``reveal`` is not possible; nothing was sent.
+            UsageError: the owner does not offer ``reveal``; nothing was sent.
             ServiceEndedError: the service has answered its number or was stopped.
-            PeerLostError, DeadlineError: a party was lost; the text names it. Connect again afterwards.
+            PeerLostError, DeadlineError: a party was lost; the text names it. The next call connects again.
+            ProtocolError: the answer is none, or another model is served by now.
         """
-        if reveal != "logits":
+        if self._stale:
+            self._connect_again()
+        form = self._served.forms.get(reveal)
+        if form is None:
             raise UsageError(
-                f"reveal={reveal!r} is not possible: the parties can only open all logits so far. The label "
-                "alone needs the argmax inside the protocol; taking it from opened logits would only look "
-                "private"
+                f"reveal={reveal!r} is not offered: the owner of this model allows "
+                f"{', '.join(self.reveals)}; nothing was sent"
             )
         words = encode_input(self.plan, as_batch(images, self.plan))
-        most = most_images(self.plan)
-        batches = [words[start : start + most] for start in range(0, len(words), most)]
-        return np.concatenate([self._ask(batch, timeout_s) for batch in batches])
+        most = self._served.most_images
+        try:
+            if len(words) <= most:
+                return self._ask(words, form, timeout_s)
+            starts = range(0, len(words), most)
+            answers = [self._ask(words[start : start + most], form, timeout_s) for start in starts]
+        except (PeerLostError, ServiceEndedError):
+            self._stale = True
+            raise
+        return cast("Values", np.concatenate(answers))
 
-    def _ask(self, words: RingArray, timeout_s: float) -> Logits:
+    def _connect_again(self) -> None:
+        """Connect to what is served now, if it is the same model."""
+        old = self._served
+        old.close()
+        deadline = Deadline.after(self._timeout_s)
+        new = _open(self._parties, self._identity, deadline, self.meter)
+        if (new.told.model, new.told.digest) != (old.told.model, old.told.digest):
+            new.close()
+            raise ProtocolError("another model is served now: connect anew if you want to ask it")
+        self._served, self._stale = new, False
+
+    def _ask(self, words: RingArray, form: AnswerForm, timeout_s: float) -> Values:
         """Send one request of up to 128 encoded images and join the three shares of its answer."""
-        query = Query(service=self._service, request=os.urandom(ID_BYTES), images=len(words))
-        total = np.zeros((len(words), *self.plan.output_shape), dtype=words.dtype)
-        asks = [Ask(query, body, total.nbytes) for body in parts.split(words.reshape(-1))]
-        replies = ask_each(self._channels, asks, Answer, Deadline.after(timeout_s))
-        expected = Answer(
-            request=query.request, images=len(words), fraction_bits=self.plan.output_fraction_bits
+        channels, images = self._served.channels, len(words)
+        query = Query(
+            service=self._service,
+            request=os.urandom(ID_BYTES),
+            images=images,
+            reveal=form.reveal,
         )
-        for channel, (answer, body) in zip(self._channels, replies, strict=True):
-            if answer != expected or len(body) != total.nbytes:
+        size = form.size_bytes(images)
+        asks = [Ask(query, body, size) for body in parts.split(words.reshape(-1))]
+        replies = ask_each(channels, asks, Answer, Deadline.after(timeout_s))
+        expected = Answer(
+            request=query.request,
+            images=images,
+            fraction_bits=form.head.output_fraction_bits,
+            reveal=form.reveal,
+        )
+        for channel, (answer, body) in zip(channels, replies, strict=True):
+            if answer != expected or len(body) != size:
                 raise ProtocolError(
                     f"{channel.peer.name} answered another request, size or encoding than was asked: "
                     "the answer is thrown away"
                 )
-            total += np.frombuffer(body, dtype=total.dtype).reshape(total.shape)
-        return decode_output(self.plan, total)
+        return form.join([body for _, body in replies], images)
 
     def close(self) -> None:
         """Close the three connections. May be called twice."""
-        _close(self._channels)
+        self._served.close()
 
     def __enter__(self) -> Self:
         return self
@@ -156,6 +228,23 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _open(parties: Sequence[Endpoint], identity: Identity, deadline: Deadline, meter: Meter) -> _Service:
+    """Connect to every party and have it describe what is served."""
+    channels = connect_all(parties, identity, deadline, meter)
+    try:
+        asks = [Ask(Describe())] * len(channels)
+        told = [reply for reply, _ in ask_each(channels, asks, Description, deadline)]
+        _check_same(told, [channel.peer.name for channel in channels])
+        service = _Service(channels, told[0])
+        # A damaged plan, or one that cannot reveal what is offered, is refused here.
+        _ = service.forms
+    except BaseException:
+        for channel in channels:
+            channel.close()
+        raise
+    return service
 
 
 def as_batch(images: npt.ArrayLike, plan: Plan) -> Images:
@@ -211,23 +300,15 @@ def _identity(cluster: object, identity: Identity | str | os.PathLike[str] | Non
     return kept if isinstance(kept, Identity) else Identity.load(Path(kept))
 
 
-def _agreed_plan(told: Sequence[Description], names: Sequence[str]) -> Plan:
-    """Return the plan that all three parties describe.
+def _check_same(told: Sequence[Description], names: Sequence[str]) -> None:
+    """Check that all three parties describe the same service, model and plan.
 
     Raises:
-        ProtocolError: they do not describe the same service, model and plan, or the plan is damaged.
+        ProtocolError: they do not.
     """
     for name, description in zip(names, told, strict=True):
-        same = hmac.compare_digest(description.digest, told[0].digest) and description.plan == told[0].plan
-        if not same or (description.service, description.model) != (told[0].service, told[0].model):
+        if description != told[0]:
             raise ProtocolError(
                 f"{name} describes another model or service than {names[0]}; no image was sent: "
                 "the owner has to share one model with all three"
             )
-    return plan_from_wire(told[0].plan, told[0].digest)
-
-
-def _close(channels: Sequence[SocketChannel]) -> None:
-    """Close all connections."""
-    for channel in channels:
-        channel.close()

@@ -23,8 +23,8 @@ class Table:
     """One party's seat: it proposes or hears proposals, and has one ballot of each party for every vote.
 
     Every vote has exactly one proposal and one ballot of each follower, so their order on the links tells
-    which vote they belong to. A ballot cast ahead may lie in a link for a while. Between two votes only the leader may
-    therefore send anything else: proposals, and what it prepares.
+    which vote they belong to. A ballot cast ahead may lie in a link for a while. Between two votes only the
+    leader may therefore send anything else: proposals, and what it prepares.
 
     Args:
         party_id: 0, 1 or 2.

@@ -205,7 +205,7 @@ def test_threat_34_absurd_words_beside_an_honest_request(trio: Any, model: Model
 
         def flood() -> None:
             while not stop.is_set():
-                eve._ask(np.full((3, 6, 6, 1), 2**62, RING64.dtype), 20)
+                eve._ask(np.full((3, 6, 6, 1), 2**62, RING64.dtype), eve._served.forms["logits"], 20)
 
         thread = threading.Thread(target=flood)
         thread.start()
@@ -242,11 +242,14 @@ def test_threat_14_what_does_not_fit_is_refused_before_a_byte_is_sent(
         assert user.meter.sent_bytes == before
 
 
-def test_threat_32_the_label_alone_is_refused_rather_than_faked(trio: Any, model: Model) -> None:
+def test_threat_32_what_the_owner_does_not_offer_is_refused_before_a_byte_is_sent(
+    trio: Any, model: Model
+) -> None:
     with serve(trio, model), client(trio) as user:
         before = user.meter.sent_bytes
-        with pytest.raises(UsageError, match="argmax inside the protocol"):
-            user.predict(images(1), reveal="label")
+        for reveal in ("label", "everything"):
+            with pytest.raises(UsageError, match="the owner of this model allows logits"):
+                user.predict(images(1), reveal=reveal)
         assert user.meter.sent_bytes == before
 
 
@@ -438,18 +441,26 @@ def test_a_client_throws_away_an_answer_to_something_else(
 
 
 @pytest.mark.parametrize(
-    "change", [{"service": b"x" * 16}, {"model": b"x" * 16}, {"plan": b"{}"}, {"digest": b"x" * 32}]
+    "change",
+    [
+        {"service": b"x" * 16},
+        {"model": b"x" * 16},
+        {"plan": b"{}"},
+        {"digest": b"x" * 32},
+        {"mode": "plain"},
+        {"reveals": ("label",)},
+    ],
 )
 @pytest.mark.parametrize("party", [1, 2])
 def test_a_client_goes_on_only_if_all_three_describe_the_same(
-    model: Model, party: int, change: dict[str, bytes]
+    model: Model, party: int, change: dict[str, Any]
 ) -> None:
     text, digest = plan_to_wire(model[0])
     told = [messages.Description(service=b"s" * 16, model=b"m" * 16, plan=text, digest=digest)] * 3
-    assert client_module._agreed_plan(told, ("a", "b", "c")) == model[0]
+    client_module._check_same(told, ("a", "b", "c"))
     told[party] = msgspec.structs.replace(told[party], **change)
     with pytest.raises(ProtocolError, match=f"{'abc'[party]} describes another model or service than a"):
-        client_module._agreed_plan(told, ("a", "b", "c"))
+        client_module._check_same(told, ("a", "b", "c"))
 
 
 def test_the_plans_largest_step_bounds_batches_and_requests(
