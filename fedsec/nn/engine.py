@@ -122,7 +122,8 @@ class DealtEngine:
 
     def ready(self, reveal: Reveal) -> int:
         """Return how many images are prepared and not used yet."""
-        return sum(block.images for block in self._queues[reveal])
+        # A copy in one step: another thread may want to know while this one deals.
+        return sum(block.images for block in tuple(self._queues[reveal]))
 
     def image_bytes(self, reveal: Reveal) -> int:
         """Return what an evaluator keeps for one prepared image; the same number at all three parties."""

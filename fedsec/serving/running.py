@@ -111,6 +111,7 @@ class RunningService:
         self._since = time.time()
         self._by_owner = False
         self._links: tuple[Channel, ...] = ()
+        self._engine: Engine | None = None
         self._changed = threading.Condition()
         self._state: State = "starting"
         self._error: FedsecError | None = None
@@ -158,11 +159,17 @@ class RunningService:
             reveals=self.terms.reveals,
             answered=self.book.answered(),
             waiting=self.room.occupied,
+            prepared=self._prepared(),
             since=self._since,
             by_owner=self._by_owner,
             code="" if error is None else error.code,
             text="" if error is None else str(error),
         )
+
+    def _prepared(self) -> int:
+        """Images for which material lies ready, whatever will be revealed of them."""
+        engine = self._engine
+        return 0 if engine is None else sum(engine.ready(reveal) for reveal in self.terms.reveals)
 
     def leave(self, *, by_owner: bool = False) -> None:
         """Answer what was accepted, refuse what is new, then ask all three parties to end with the next step.
@@ -195,6 +202,8 @@ class RunningService:
                 "failed",
                 FedsecError("the service ended with an internal error; see the party's log"),
             )
+        # What was prepared for this session is of no use to any other.
+        self._engine = None
         logger.info("service %s: %s", state, error)
         self._become(state, error)
         self.room.close(error)
@@ -229,6 +238,7 @@ class RunningService:
         compare_weights(party, self.held.weights, names)
         engine = make_engine(self.terms.mode, party, plan, self.held.weights)
         self._rehearse(party, engine)
+        self._engine = engine
         loop = ServiceLoop(
             Table(self._party_id, previous, following, self._limits.silence_s),
             engine,

@@ -614,3 +614,21 @@ def test_a_request_that_cannot_be_answered_delays_the_end_by_a_limit_only(
             assert owner.stop().state == "stopped"
             assert time.monotonic() - began < 5
             assert isinstance(alone.result(5), ServiceEndedError)
+
+
+@pytest.mark.parametrize("mode", ["dealt", "plain"])
+def test_the_status_tells_how_the_service_is(trio: Any, model: Model, mode: Any) -> None:
+    with serve(trio, model, mode=mode, num_requests=5, quota=4) as owner, client(trio) as user:
+        user.predict(images(2))
+        deadline = time.monotonic() + 10
+        while mode == "dealt" and owner.status().prepared == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for status in owner.statuses():
+            assert (status.state, status.mode, status.reveals) == ("serving", mode, ("logits",))
+            assert (status.num_requests, status.quota, status.answered, status.waiting) == (5, 4, 2, 0)
+            assert (status.prepared > 0) == (mode == "dealt")
+            assert status.since is not None
+            assert 0 <= time.time() - status.since < 60
+        owner.stop()
+        assert [status.prepared for status in owner.statuses()] == [0, 0, 0]
+        assert all(service._service._engine is None for service in trio.services)
