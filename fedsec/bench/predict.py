@@ -27,14 +27,13 @@ from fedsec.errors import PeerLostError
 from fedsec.lab.share import plan_of
 from fedsec.nn import REVEALS
 from fedsec.nn.engine import MODES
-from fedsec.transport import Deadline
 
 WAYS = ("predict", "call", "function")
 
 CLEAR = "fedsec.bench.clear"
 BATCH = 128
 ONE_WAY_MS = 10.0
-_READY_S = 60.0
+_END_S = 20.0
 
 Say = Callable[[str], None]
 
@@ -233,16 +232,22 @@ def _grown(name: str, clear: Worker, work: Path, images: int) -> dict[str, Any]:
 def _ready_s(run: Path) -> float:
     """Return the seconds from the command ``fedsec serve RUN`` to the line that says how to ask."""
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedsec", "serve", str(run)], stdout=subprocess.PIPE, start_new_session=True
-    )
-    deadline = Deadline.after(_READY_S)
-    try:
-        for line in process.stdout or ():
-            deadline.remaining("fedsec serve")
-            if line.startswith(b"serving"):
-                return time.perf_counter() - start
-        raise PeerLostError("expected `fedsec serve` to serve; it has ended: see above why")
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate()
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedsec", "serve", str(run)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+        )
+        try:
+            for line in process.stdout or ():
+                if line.startswith(b"serving"):
+                    return time.perf_counter() - start
+            process.wait(_END_S)
+            errors.seek(0)
+            raise PeerLostError(
+                f"expected `fedsec serve` to serve, it ended: {errors.read().decode()[-500:]}"
+            )
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=_END_S)
