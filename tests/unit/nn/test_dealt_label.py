@@ -141,7 +141,7 @@ def test_a_user_and_the_dealer_learn_nothing_from_an_evaluators_share(
     assert _rows_that_the_dealer_explains(_ask(model)) == 0
 
     # The zero share is what keeps it so.
-    monkeypatch.setattr(Party, "zero_share", lambda party, shape: np.zeros(shape, dtype=np.uint64))
+    monkeypatch.setattr(Party, "zero_share", lambda party, shape, *ring: np.zeros(shape, dtype=np.uint64))
     assert _rows_that_the_dealer_explains(_ask(model)) == ROWS
 
 
