@@ -15,6 +15,7 @@ import numpy as np
 
 from fedsec.errors import UsageError
 from fedsec.nn import bounds, windows
+from fedsec.nn.heads import softmax_error
 from fedsec.nn.intervals import Interval
 from fedsec.nn.plan import (
     Add,
@@ -33,6 +34,7 @@ from fedsec.nn.plan import (
     ReduceSum,
     Relu,
     Reshape,
+    Reveal,
     Scale,
     SumPool2D,
     TopK,
@@ -42,14 +44,15 @@ from fedsec.nn.plan import (
 from fedsec.nn.weights import Weights, dropped_bits
 
 
-def error_bound(plan: Plan, weights: Weights) -> float:
+def error_bound(plan: Plan, weights: Weights, reveal: Reveal = "logits") -> float:
     """Bound the distance of any answer from the network's on real numbers, for any input that is allowed.
 
     Worst cases of all steps add up here, through the sizes of the kernels' columns; what is seen is far less.
 
     Args:
-        plan: The plan, with or without a head.
+        plan: The plan, without a head.
         weights: Its parameters, not rounded.
+        reveal: What the answers are; probabilities can be off by less than logits.
 
     Returns:
         A bound of every answer's error. It holds for dealt and for plain mode.
@@ -57,6 +60,17 @@ def error_bound(plan: Plan, weights: Weights) -> float:
     Raises:
         UsageError: If the answer is a label: labels have no distance.
     """
+    error = _errors(plan, weights)[-1].size
+    if reveal == "logits":
+        return error
+    if reveal != "probabilities":
+        raise UsageError(f"{reveal} has no error bound: labels have no distance from each other")
+    # Where logits are off by up to d, their differences are by 2d, and |dp| = p (1 - p) 2d <= d / 2.
+    return min(1.0, error / 2 + softmax_error(plan.output_shape[-1]))
+
+
+def _errors(plan: Plan, weights: Weights) -> list[Interval]:
+    """Bound the errors of all values."""
     values = bounds.of_values(plan, weights)
     half_unit = 2.0 ** -(plan.fraction_bits + 1)
     errors = [Interval.uniform(plan.input_shape, -half_unit, half_unit)]
@@ -74,7 +88,7 @@ def error_bound(plan: Plan, weights: Weights) -> float:
             errors.append(_linear(step, here, exact, encoded))
         else:
             errors.append(_after(step, here))
-    return errors[-1].size
+    return errors
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,9 +12,9 @@ import numpy as np
 
 from fedsec.errors import UnsupportedModelError
 from fedsec.nn import bounds, plan
+from fedsec.nn.base import RingBits
 from fedsec.nn.intervals import Interval
 from fedsec.nn.network import Network
-from fedsec.nn.steps import RingBits
 from fedsec.nn.weights import Weights
 
 WIDEST_PRODUCT = 62

@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from fedsec.nn.steps import (
+from fedsec.nn.base import (
     NO_MARGINS,
     Margins2,
     RingBits,

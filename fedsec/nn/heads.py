@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from fedsec.errors import UnsupportedModelError, UsageError
+from fedsec.nn.base import Value
 from fedsec.nn.gates import Multiply, PiecewiseLinear, ReduceMax, TopK, Truncate
 from fedsec.nn.pieces import Pieces, join
-from fedsec.nn.steps import Add, AddConstant, ReduceSum, Value
+from fedsec.nn.steps import Add, AddConstant, ReduceSum
 
 if TYPE_CHECKING:
     from fedsec.nn.plan import Plan, Step
@@ -74,6 +75,19 @@ def with_head(plan: Plan, reveal: Literal["probabilities", "label", "top3"]) -> 
             raise UsageError(f"{reveal!r} cannot be revealed; expected logits, probabilities, label or top3")
     layers = (*plan.layers, *steps)
     return msgspec.structs.replace(plan, layers=layers, output_shape=steps[-1].output_shape)
+
+
+def softmax_error(classes: int) -> float:
+    """Bound the distance of probabilities from the softmax of the logits that were computed.
+
+    Args:
+        classes: Number of logits.
+    """
+    # Differences of truncated logits are off by two units at most, and exponentials by as much or less.
+    exponential = _EXP_ERROR + 2 * 2.0**-_ARGUMENT_BITS + 2.0 ** (1 - _VALUE_BITS)
+    reciprocal = _RECIPROCAL_ERROR + 2.0 ** (1 - _VALUE_BITS)
+    # The sum is off by that many exponentials. It is at least 1, and its reciprocal at most.
+    return (exponential * (classes + 1) + reciprocal) * (1 + 2 * exponential * classes)
 
 
 def _largest(value: int, logits: Value, k: int) -> TopK:

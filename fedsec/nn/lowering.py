@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from fedsec.errors import UnsupportedModelError
-from fedsec.nn import bounds, plan, windows
+from fedsec.nn import bounds, plan
 from fedsec.nn.activations import lower_function, lower_relu
 from fedsec.nn.builder import FEWEST_WEIGHT_BITS, WIDEST_PRODUCT, Builder, Operand
+from fedsec.nn.images import expect_image, lower_average, lower_max_pool, lower_pad, misfit, places_of
 from fedsec.nn.network import (
     AddLayer,
     AffineLayer,
@@ -22,13 +22,11 @@ from fedsec.nn.network import (
     DenseLayer,
     FlattenLayer,
     FunctionLayer,
-    Margins,
     MaxPoolLayer,
     MultiplyLayer,
     Network,
     NetworkLayer,
     PadLayer,
-    Pair,
     ReluLayer,
     RescaleLayer,
     ReshapeLayer,
@@ -92,11 +90,11 @@ class Lowering:
             case ReshapeLayer():
                 return self._reshape(layer, x)
             case AveragePoolLayer():
-                return self._average(layer, x)
+                return lower_average(self.builder, layer, x)
             case MaxPoolLayer():
-                return self._max_pool(layer, x)
+                return lower_max_pool(self.builder, layer, x)
             case PadLayer():
-                return self._pad(layer, x)
+                return lower_pad(self.builder, layer, x)
             case _:
                 raise UnsupportedModelError(f"layer {layer.name!r} is of a kind that cannot be planned")
 
@@ -104,13 +102,13 @@ class Lowering:
 
     def _convolve(self, layer: ConvLayer, x: Operand, pool: AveragePoolLayer | None) -> Operand:
         box, box_strides = (pool.pool, pool.strides) if pool else ((1, 1), (1, 1))
-        image = self._expect_image(layer, x)
+        image = expect_image(self.builder, layer, x)
         height, width, channels, filters = layer.kernel.shape
         strides = (layer.strides[0] * box_strides[0], layer.strides[1] * box_strides[1])
         reach = [
             layer.dilation[i] * ((height, width)[i] - 1) + 1 + layer.strides[i] * (box[i] - 1) for i in (0, 1)
         ]
-        places = self._places(image, (reach[0], reach[1]), strides, layer.padding)
+        places = places_of(image, (reach[0], reach[1]), strides, layer.padding)
         if channels * layer.groups != image[2] or filters % layer.groups or min(places) < 1:
             raise self._misfit(layer, x, f"a kernel of shape {list(layer.kernel.shape)}")
         x = self.builder.dropped(layer.name, x)
@@ -203,45 +201,15 @@ class Lowering:
         )
         return Operand(builder.put(step), product=x.product)
 
-    def _average(self, layer: AveragePoolLayer, x: Operand) -> Operand:
-        builder = self.builder
-        image = self._expect_image(layer, x)
-        places = self._places(image, layer.pool, layer.strides, layer.padding)
-        if min(places) < 1 or _too_wide(layer.padding, layer.pool):
-            raise self._misfit(layer, x, f"a pool of {list(layer.pool)}")
-        output = (*places, image[2])
-        value = builder.put(
-            plan.SumPool2D(
-                name=layer.name,
-                inputs=(x.value,),
-                input_shape=image,
-                output_shape=output,
-                pool=layer.pool,
-                strides=layer.strides,
-                padding=layer.padding,
-            )
-        )
-        counts = _counts(image, layer)
-        common = math.lcm(*(int(count) for count in counts.reshape(-1)))
-        pooled = Operand(value, x.pending * common, x.product)
-        if counts.min() == counts.max():
-            return pooled
-        # Where a window has fewer values its sum counts for more; all then have one divisor.
-        factors = tuple(int(common // count) for count in np.repeat(counts, image[2], axis=-1).reshape(-1))
-        value = builder.put(
-            plan.Scale(
-                name=layer.name, inputs=(value,), input_shape=output, output_shape=output, factors=factors
-            )
-        )
-        return Operand(value, pooled.pending, pooled.product)
-
     # Several inputs.
 
     def _add(self, layer: NetworkLayer, inputs: list[Operand], signs: list[int]) -> Operand:
         builder = self.builder
         shapes = [builder.shape(x) for x in inputs]
         if len(set(shapes)) > 1:
-            raise self._misfit(layer, inputs[0], f"to be joined with {[list(shape) for shape in shapes[1:]]}")
+            raise misfit(
+                self.builder, layer, inputs[0], f"to be joined with {[list(shape) for shape in shapes[1:]]}"
+            )
         inputs = builder.aligned(layer.name, inputs)
         value = builder.put(
             plan.Add(
@@ -261,7 +229,9 @@ class Lowering:
         axis = layer.axis % len(shapes[0])
         rests = {shape[:axis] + shape[axis + 1 :] for shape in shapes}
         if len(rests) > 1 or not -len(shapes[0]) <= layer.axis < len(shapes[0]):
-            raise self._misfit(layer, inputs[0], f"to be joined with {[list(shape) for shape in shapes[1:]]}")
+            raise misfit(
+                self.builder, layer, inputs[0], f"to be joined with {[list(shape) for shape in shapes[1:]]}"
+            )
         along = sum(shape[axis] for shape in shapes)
         value = builder.put(
             plan.Concatenate(
@@ -292,60 +262,13 @@ class Lowering:
             product = Operand(value, x.pending * y.pending, product=True)
         return product
 
-    # Images and shapes.
-
-    def _max_pool(self, layer: MaxPoolLayer, x: Operand) -> Operand:
-        builder = self.builder
-        image = self._expect_image(layer, x)
-        places = self._places(image, layer.pool, layer.strides, layer.padding)
-        if min(places) < 1 or _too_wide(layer.padding, layer.pool):
-            raise self._misfit(layer, x, f"a pool of {list(layer.pool)}")
-        x = builder.dropped(layer.name, x)
-        value = builder.put(
-            plan.MaxPool2D(
-                name=layer.name,
-                inputs=(x.value,),
-                input_shape=image,
-                output_shape=(*places, image[2]),
-                pool=layer.pool,
-                strides=layer.strides,
-                padding=layer.padding,
-                window_bits=builder.difference_window(layer.name, x),
-            )
-        )
-        return Operand(value, x.pending)
-
-    def _pad(self, layer: PadLayer, x: Operand) -> Operand:
-        image = self._expect_image(layer, x)
-        height, width = (image[axis] + sum(layer.padding[axis]) for axis in (0, 1))
-        value = self.builder.put(
-            plan.Pad2D(
-                name=layer.name,
-                inputs=(x.value,),
-                input_shape=image,
-                output_shape=(height, width, image[2]),
-                padding=layer.padding,
-            )
-        )
-        return Operand(value, x.pending, x.product)
-
     def _reshape(self, layer: ReshapeLayer, x: Operand) -> Operand:
         if math.prod(layer.shape) != math.prod(self.builder.shape(x)):
             raise self._misfit(layer, x, f"to be reshaped to {list(layer.shape)}")
         return self.builder.reshaped(layer.name, x, layer.shape)
 
-    def _places(self, image: tuple[int, ...], reach: Pair, strides: Pair, padding: Margins) -> Pair:
-        rows, columns = (windows.positions(image[i] + sum(padding[i]), reach[i], strides[i]) for i in (0, 1))
-        return rows, columns
-
-    def _expect_image(self, layer: NetworkLayer, x: Operand) -> tuple[int, ...]:
-        shape = self.builder.shape(x)
-        if len(shape) != 3:
-            raise self._misfit(layer, x, "a layer for images")
-        return shape
-
     def _misfit(self, layer: NetworkLayer, x: Operand, what: str) -> UnsupportedModelError:
-        return UnsupportedModelError(f"layer {layer.name!r} gets {list(self.builder.shape(x))} and is {what}")
+        return misfit(self.builder, layer, x, what)
 
 
 def _with_bits(step: plan.Conv2D | plan.Dense, bits: int) -> plan.Conv2D | plan.Dense:
@@ -365,15 +288,3 @@ def _fusions(network: Network) -> dict[int, tuple[int, AveragePoolLayer]]:
         if layer.padding == ((0, 0), (0, 0)):
             found[source - 1] = (number, layer)
     return found
-
-
-def _too_wide(padding: Margins, pool: Pair) -> bool:
-    """Whether a window could lie in the margin alone."""
-    return any(max(padding[axis]) >= pool[axis] for axis in (0, 1))
-
-
-def _counts(image: tuple[int, ...], layer: AveragePoolLayer) -> npt.NDArray[np.int64]:
-    """Return how many values of the image each window has, shape [H', W', 1]."""
-    ones = windows.pad(np.ones((1, *image[:2], 1), dtype=np.int64), layer.padding)
-    counts: npt.NDArray[np.int64] = windows.sum_pool(ones, layer.pool, layer.strides)[0]
-    return counts

@@ -21,6 +21,7 @@ from typing import Annotated, Literal, NamedTuple, get_args
 import msgspec
 
 from fedsec.errors import UsageError
+from fedsec.nn.base import RingBits, Shape, Text, Value, power_of_two
 from fedsec.nn.gates import Gate, MaxPool2D, Multiply, PiecewiseLinear, ReduceMax, Relu, TopK, Truncate
 from fedsec.nn.heads import with_head
 from fedsec.nn.steps import (
@@ -33,13 +34,8 @@ from fedsec.nn.steps import (
     Pad2D,
     ReduceSum,
     Reshape,
-    RingBits,
     Scale,
-    Shape,
     SumPool2D,
-    Text,
-    Value,
-    power_of_two,
 )
 
 VERSION = 2

@@ -66,7 +66,9 @@ def small_rings(wide: plan.Plan, formats: Formats, excluded: Iterable[int] = ())
     for group in set(groups) - large:
         members = [value for value in range(1, len(groups)) if groups[value] == group]
         products = [value for value in members if isinstance(wide.layers[value - 1], plan.Linear)]
-        chosen = _bits(wide, products, formats, most)
+        # Kernels on inputs of up to 255 have numbers as small as after a division by 255.
+        small = max(_exponent(wide.values[0].bound) - 1, 0) if groups[0] == group else 0
+        chosen = _bits(wide, products, formats, (most, small))
         if chosen is None:
             continue
         values.update(
@@ -76,12 +78,15 @@ def small_rings(wide: plan.Plan, formats: Formats, excluded: Iterable[int] = ())
     return replace(formats, values=values, weights=weights)
 
 
-def _bits(wide: plan.Plan, products: list[int], formats: Formats, most: int) -> tuple[int, list[int]] | None:
+def _bits(
+    wide: plan.Plan, products: list[int], formats: Formats, limits: tuple[int, int]
+) -> tuple[int, list[int]] | None:
     """Return the fraction bits of a group's values and of its kernels, if there are enough."""
+    most, small = limits
     steps = [wide.layers[value - 1] for value in products]
     linear = [step for step in steps if isinstance(step, plan.Linear)]
     # A division that is folded into a kernel makes it small, and gives it more fraction bits for that.
-    folded = [max(step.weight_fraction_bits - formats.fraction_bits, 0) for step in linear]
+    folded = [max(step.weight_fraction_bits - formats.fraction_bits, 0) + small for step in linear]
     # A truncation needs one bit more than a sign.
     cut = {value for step in wide.layers if isinstance(step, plan.Truncate) for value in step.inputs}
     room = [31 - _exponent(step.bound) - (value in cut) for step, value in zip(linear, products, strict=True)]
