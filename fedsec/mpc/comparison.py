@@ -7,7 +7,6 @@ import numpy as np
 from fedsec.errors import UsageError
 from fedsec.mpc.costs import Cost, protocol
 from fedsec.mpc.party import Layout, Party
-from fedsec.mpc.products import require_ring
 from fedsec.mpc.signs import SignMasks, SignWindow, open_sign, planes_to_deal
 from fedsec.mpc.two_holders import BITS, WORDS, Pair, known_word
 from fedsec.mpc.two_parties import deal, join, joined, take_dealt
@@ -138,9 +137,8 @@ def select(party: Party, bit: BitShare, x: RepShare) -> RepShare:
                transfer.
 
     Raises:
-        UsageError: The bit is not one plane over x.size elements, or the ring differs.
+        UsageError: The bit is not one plane over x.size elements.
     """
-    require_ring(party, x)
     if bit.planes != 1 or bit.count != x.size:
         raise UsageError(f"one bit an element is needed to select from {x!r}, got {bit!r}")
     own, following = _select_as_party_0(party, bit, x) if party.id == 0 else _select_as_other(party, bit, x)
@@ -148,7 +146,7 @@ def select(party: Party, bit: BitShare, x: RepShare) -> RepShare:
 
 
 def _select_as_party_0(party: Party, bit: BitShare, x: RepShare) -> tuple[RingArray, RingArray]:
-    ring = party.ring
+    ring = x.ring
     with_1, with_2 = party.stream_with(1), party.stream_with(2)
     c = unpack_bits(bit.own ^ bit.next, bit.count, ring)
     a = known_word(party, x).reshape(-1)
@@ -164,7 +162,7 @@ def _select_as_party_0(party: Party, bit: BitShare, x: RepShare) -> tuple[RingAr
 
 
 def _select_as_other(party: Party, bit: BitShare, x: RepShare) -> tuple[RingArray, RingArray]:
-    ring, other, stream = party.ring, 3 - party.id, party.stream_with(0)
+    ring, other, stream = x.ring, 3 - party.id, party.stream_with(0)
     v = unpack_bits(bit.next if party.id == 1 else bit.own, bit.count, ring)
     x_2 = known_word(party, x).reshape(-1)
     layout = Layout(v.shape, ring)

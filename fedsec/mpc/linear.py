@@ -10,7 +10,7 @@ from fedsec.errors import UsageError
 from fedsec.mpc.costs import Cost, protocol
 from fedsec.mpc.party import Party
 from fedsec.mpc.patches import convolve, convolved_shape
-from fedsec.mpc.products import require_ring, reshare
+from fedsec.mpc.products import require_one_ring, reshare
 from fedsec.mpc.two_holders import WORDS, Pair
 from fedsec.mpc.two_parties import draw_mask, open_halves
 from fedsec.ring import RingArray, kernels, ring_of
@@ -44,9 +44,8 @@ def matmul(party: Party, x: RepShare, w: RepShare) -> RepShare:
     Source:    ABY3 (Mohassel & Rindal 2018), section 5.1.
 
     Raises:
-        UsageError: The shapes do not fit, or a ring differs.
+        UsageError: The shapes do not fit, or the rings differ.
     """
-    require_ring(party, x)
     return reshare(party, _matmul_part(x, w), x.fraction_bits + w.fraction_bits)
 
 
@@ -59,7 +58,7 @@ def matmul_pair(party: Party, x: RepShare, w: RepShare) -> Pair:
     """Multiply two secret matrices as ``matmul`` does, for what cuts bits of the product next.
 
     Shapes:    x [M, K], w [K, N], z [M, N].
-    Units:     ring elements of any ring that x and w share; fraction bits add, nothing is truncated here.
+    Units:     ring elements; fraction bits add, nothing is truncated here.
     Cost:      1 round; parties 1 and 2 each send one word an element of z.
     Security:  semi-honest, one corrupt party of three. Parties 1 and 2 open their parts of the sum to each
                other, each minus a stream that it shares with party 0 and that the other does not know: both
@@ -93,9 +92,8 @@ def conv2d(party: Party, x: RepShare, w: RepShare, strides: Strides = 1, dilatio
     Source:    ABY3 (Mohassel & Rindal 2018), section 5.1.
 
     Raises:
-        UsageError: The shapes do not fit, or a ring differs.
+        UsageError: The shapes do not fit, or the rings differ.
     """
-    require_ring(party, x)
     return reshare(party, _conv2d_part(x, w, strides, dilation), x.fraction_bits + w.fraction_bits)
 
 
@@ -108,7 +106,7 @@ def conv2d_pair(party: Party, x: RepShare, w: RepShare, strides: Strides = 1, di
     """Convolve as ``conv2d`` does, for what cuts bits of the product next.
 
     Shapes:    as ``conv2d``.
-    Units:     ring elements of any ring that x and w share; fraction bits add, nothing is truncated here.
+    Units:     ring elements; fraction bits add, nothing is truncated here.
     Cost:      1 round; parties 1 and 2 each send one word an element of z.
     Security:  semi-honest, one corrupt party of three: the argument of ``matmul_pair``.
     Source:    ABY3 (Mohassel & Rindal 2018), section 5.1.
@@ -125,7 +123,7 @@ def _both(strides: Strides) -> tuple[int, int]:
 
 def _matmul_part(x: RepShare, w: RepShare) -> RingArray:
     """Return this party's three of the nine products, x_i (w_i + w_(i+1)) + x_(i+1) w_i."""
-    _require_one_ring(x, w)
+    require_one_ring(x, w)
     _matmul_shape(x, w)
     products = kernels.matmul(x.own, w.own + w.next)
     products += kernels.matmul(x.next, w.own)
@@ -134,7 +132,7 @@ def _matmul_part(x: RepShare, w: RepShare) -> RingArray:
 
 def _conv2d_part(x: RepShare, w: RepShare, strides: Strides, dilation: Strides) -> RingArray:
     """As ``_matmul_part``, on patches of the images."""
-    _require_one_ring(x, w)
+    require_one_ring(x, w)
     apart = _both(strides), _both(dilation)
     products = convolve(x.own, w.own + w.next, *apart)
     products += convolve(x.next, w.own, *apart)
@@ -182,8 +180,3 @@ def _block_sums(images: RingArray, pool: tuple[int, int], strides: tuple[int, in
     blocks = sliding_window_view(images, pool, axis=(1, 2))[:, :: strides[0], :: strides[1]]
     total: RingArray = blocks.sum(axis=(4, 5), dtype=images.dtype)
     return total
-
-
-def _require_one_ring(x: RepShare, w: RepShare) -> None:
-    if x.ring != w.ring:
-        raise UsageError(f"a product needs two secrets of one ring, got {x!r} and {w!r}")

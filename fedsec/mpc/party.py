@@ -212,13 +212,14 @@ class Party:
                 f"the session of party {self.id} ended with an earlier error; establish a new one"
             )
 
-    def zero_share(self, shape: tuple[int, ...]) -> RingArray:
+    def zero_share(self, shape: tuple[int, ...], ring: Ring | None = None) -> RingArray:
         """Return this party's part of a fresh additive sharing of zeros: F(k_(i-1,i)) - F(k_(i,i+1)).
 
-        Neither other party knows both streams, so to each of them the part is uniform.
+        Neither other party knows both streams, so to each of them the part is uniform. The ring is the
+        session's if not given.
         """
-        earlier = self._streams[self.previous_id].zero_words.words(shape, self.ring)
-        earlier -= self._streams[self.following_id].zero_words.words(shape, self.ring)
+        earlier = self._streams[self.previous_id].zero_words.words(shape, ring or self.ring)
+        earlier -= self._streams[self.following_id].zero_words.words(shape, ring or self.ring)
         return earlier
 
     def zero_bits(self, shape: tuple[int, ...]) -> RingArray:

@@ -32,13 +32,9 @@ def reshare(party: Party, words: RingArray, fraction_bits: int = 0) -> RepShare:
                it does not know the last stream, so the message is uniform to it. Without the zero share it
                would be w_i itself.
     Source:    Araki et al. 2016.
-
-    Raises:
-        UsageError: The words are of another ring than the session's.
     """
-    _require_words_of_ring(party, words)
     # Local: a share of zero makes this party's summand uniform to the receiver.
-    z_own = party.zero_share(words.shape)
+    z_own = party.zero_share(words.shape, ring_of(words))
     z_own += words
 
     # One round: z_i moves from party i to party i-1.
@@ -85,12 +81,11 @@ def multiply(party: Party, x: RepShare, y: RepShare) -> RepShare:
     Source:    Araki et al. 2016.
 
     Raises:
-        UsageError: A factor is of another ring than the session's.
+        UsageError: The factors are of different rings.
     """
-    require_ring(party, x)
-    require_ring(party, y)
+    require_one_ring(x, y)
     # Local: this party's three of the nine products, masked by its share of a fresh zero.
-    alpha = party.zero_share(np.broadcast_shapes(x.shape, y.shape))
+    alpha = party.zero_share(np.broadcast_shapes(x.shape, y.shape), x.ring)
     z_own = x.own * (y.own + y.next) + x.next * y.own + alpha
 
     # Reshare, one round: z_i moves from party i to party i-1.
@@ -132,17 +127,11 @@ def and_bits(party: Party, x: BitShare, y: BitShare) -> BitShare:
     return BitShare(own=z_own, next=z_next.astype(np.uint64, copy=False), count=x.count)
 
 
-def require_ring(party: Party, x: RepShare) -> None:
-    """Refuse a share of another ring than the session's.
+def require_one_ring(x: RepShare, y: RepShare) -> None:
+    """Refuse a product of secrets of two rings.
 
     Raises:
         UsageError: The rings differ.
     """
-    _require_words_of_ring(party, x.own)
-
-
-def _require_words_of_ring(party: Party, words: RingArray) -> None:
-    if ring_of(words) != party.ring:
-        raise UsageError(
-            f"the session computes in {party.ring}, the share is of {ring_of(words)}; share it in that ring"
-        )
+    if x.ring != y.ring:
+        raise UsageError(f"a product needs two secrets of one ring, got {x!r} and {y!r}")

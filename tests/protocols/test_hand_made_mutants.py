@@ -14,7 +14,6 @@ import pytest
 
 from fedsec.mpc import (
     Party,
-    activation,
     and_bits,
     comparison,
     is_negative,
@@ -205,18 +204,21 @@ def test_a_selection_that_takes_one_stream_word_for_three_is_noticed(
     assert not view_report(SELECT, protocol_seed).hides
 
 
+_honest_mask = two_parties.draw_mask
+
+
 def _no_mask(party: Party, shape: tuple[int, ...], ring: Ring) -> two_parties.Mask:
-    return tuple(np.zeros_like(part) for part in two_parties.draw_mask(party, shape, ring))
+    return tuple(np.zeros_like(part) for part in _honest_mask(party, shape, ring))
 
 
 def _mask_of_one_word(party: Party, shape: tuple[int, ...], ring: Ring) -> two_parties.Mask:
     return tuple(
         np.broadcast_to(part.reshape(-1)[:1], shape).copy() if part.size else part
-        for part in two_parties.draw_mask(party, shape, ring)
+        for part in _honest_mask(party, shape, ring)
     )
 
 
-@pytest.mark.parametrize("module", [signs, activation], ids=["mask of the sign", "mask of the result"])
+@pytest.mark.parametrize("module", [signs, two_parties], ids=["mask of the sign", "mask of the result"])
 @pytest.mark.parametrize("mutant", [_no_mask, _mask_of_one_word])
 def test_a_spoiled_mask_of_what_parties_1_and_2_open_is_noticed(
     module: ModuleType,
@@ -249,19 +251,19 @@ def test_a_relu_that_takes_one_stream_word_twice_is_noticed(
     assert not view_report(RELU, protocol_seed).hides
 
 
-def _known_to_the_receiver(party: Party, shape: tuple[int, ...]) -> RingArray:
-    return party._streams[party.previous_id].zero_words.words(shape, party.ring)
+def _known_to_the_receiver(party: Party, shape: tuple[int, ...], ring: Ring) -> RingArray:
+    return party._streams[party.previous_id].zero_words.words(shape, ring)
 
 
-def _one_word_for_all(party: Party, shape: tuple[int, ...]) -> RingArray:
-    earlier = party._streams[party.previous_id].zero_words.words((1,), party.ring)
-    later = party._streams[party.following_id].zero_words.words((1,), party.ring)
+def _one_word_for_all(party: Party, shape: tuple[int, ...], ring: Ring) -> RingArray:
+    earlier = party._streams[party.previous_id].zero_words.words((1,), ring)
+    later = party._streams[party.following_id].zero_words.words((1,), ring)
     return np.broadcast_to(earlier - later, shape).copy()
 
 
-def _even_words(party: Party, shape: tuple[int, ...]) -> RingArray:
-    earlier = party._streams[party.previous_id].zero_words.words(shape, party.ring)
-    later = party._streams[party.following_id].zero_words.words(shape, party.ring)
+def _even_words(party: Party, shape: tuple[int, ...], ring: Ring) -> RingArray:
+    earlier = party._streams[party.previous_id].zero_words.words(shape, ring)
+    later = party._streams[party.following_id].zero_words.words(shape, ring)
     return np.asarray((earlier - later) << np.uint64(1))
 
 
@@ -277,9 +279,9 @@ def test_a_product_with_a_spoiled_zero_share_is_noticed(
 def _known_bits(mask: int) -> Callable[..., RingArray]:
     """Return a zero share of which the receiver knows these bits: they hold its own stream's word alone."""
 
-    def zero_share(party: Party, shape: tuple[int, ...]) -> RingArray:
-        earlier = party._streams[party.previous_id].zero_words.words(shape, party.ring)
-        later = party._streams[party.following_id].zero_words.words(shape, party.ring)
+    def zero_share(party: Party, shape: tuple[int, ...], ring: Ring) -> RingArray:
+        earlier = party._streams[party.previous_id].zero_words.words(shape, ring)
+        later = party._streams[party.following_id].zero_words.words(shape, ring)
         return np.asarray((earlier - later) & np.uint64(~mask % 2**64) | earlier & np.uint64(mask))
 
     return zero_share
@@ -297,11 +299,11 @@ def test_a_zero_share_of_which_the_receiver_knows_some_bits_is_noticed(
     assert not view_report(example, protocol_seed).hides
 
 
-def _middle_bits_again(party: RecordingParty, shape: tuple[int, ...]) -> RingArray:
+def _middle_bits_again(party: RecordingParty, shape: tuple[int, ...], ring: Ring) -> RingArray:
     """A share of zero whose bits 1 to 61 are those of the call before."""
     words = []
     for other in (party.previous_id, party.following_id):
-        fresh = party._streams[other].zero_words.words(shape, party.ring)
+        fresh = party._streams[other].zero_words.words(shape, ring)
         kept = party.__dict__.setdefault("kept", {}).setdefault(other, fresh)
         middle = np.uint64(2**62 - 2)
         words.append(kept & middle | fresh & ~middle)
