@@ -85,13 +85,13 @@ def _hard_tanh(site: Site, x: int, name: str, _: Mapping[str, Any]) -> int:
     return site.build.add(RescaleLayer(f"{name} shift back", 1.0, -1.0, inputs=(clipped,)))
 
 
-def _softmax(site: Site, x: int, name: str, settings: Mapping[str, Any]) -> int:
+def _softmax(site: Site, x: int, _name: str, settings: Mapping[str, Any]) -> int:
     axis = settings.get("axis", -1)
     site.require("axis -1", axis in {-1, len(site.output_shape)})
-    if site.is_last:
-        # The answers are logits: the same label, and softmax is cheap for whoever has them.
-        return x
-    return site.build.add(FunctionLayer(name, "softmax", inputs=(x,)))
+    instead = 'use relu or sigmoid there, and reveal="probabilities" for the answers'
+    site.require("softmax as the last layer", site.is_last, instead)
+    # The answers are logits: the same label, and softmax is cheap for whoever has them.
+    return x
 
 
 def _linear(_site: Site, x: int, _name: str, _settings: Mapping[str, Any]) -> int:
@@ -174,10 +174,9 @@ _register("relu6", _nn.Relu6, on_shares="as ReLU with max_value 6")
 _register("leaky_relu", L.LeakyReLU, _nn.LeakyRelu, on_shares="as ReLU with negative_slope")
 _register(
     "softmax", L.Softmax, _nn.Softmax,
-    on_shares="left out at the end: the answers are logits; elsewhere exponential and reciprocal in straight"
-    " pieces",
-    only="axes other than the last",
-    example="Softmax inside",
+    on_shares="left out at the end: the answers are logits",
+    only="before the end; axes other than the last",
+    example="Softmax at the end",
 )  # fmt: skip
 _register("sigmoid", _nn.Sigmoid, on_shares="straight pieces")
 _register("tanh", keras.src.ops.numpy.Tanh, on_shares="straight pieces")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -87,7 +88,6 @@ _STACKS: dict[str, tuple[Shape, Callable[[], list[Any]]]] = {
     "Dropout and others": (
         LIST, lambda: [L.Dropout(0.5), L.GaussianNoise(0.2), L.Dense(4), L.Identity(), L.Dropout(0.1)]),
     "Softmax at the end": (LIST, lambda: [L.Dense(4), L.Softmax()]),
-    "Softmax inside": (LIST, lambda: [L.Dense(4, activation="softmax"), L.Dense(3)]),
     "PReLU": (IMAGE, lambda: [L.Conv2D(3, 2), L.PReLU(shared_axes=[1, 2], alpha_initializer="uniform")]),
     "ReLU": (LIST, lambda: [L.Dense(8), L.ReLU()]),
     "ReLU, max_value": (LIST, lambda: [L.Dense(8), L.ReLU(max_value=0.5)]),
@@ -110,6 +110,11 @@ _ACTIVATIONS = (
 
 def _branches(x: Any) -> Any:
     """Two convolutions of one input."""
+    return L.Conv2D(3, 2)(x), L.Conv2D(3, 2)(x)
+
+
+def _unlike(x: Any) -> Any:
+    """Two values of one shape that are held in different ways."""
     return L.Conv2D(3, 2)(x), L.Conv2D(3, 2, activation="relu")(x)
 
 
@@ -134,7 +139,7 @@ def _with_itself(x: Any) -> Any:
 
 
 def _arithmetic(x: Any) -> Any:
-    a, b = _branches(x / 2.0 - 0.25)
+    a, b = _unlike(x / 2.0 - 0.25)
     return 1.0 - (a * 0.5 + b) * a - (-b)
 
 
@@ -152,17 +157,23 @@ def _nested(x: Any) -> Any:
 
 _GRAPHS: dict[str, Callable[[Any], Any]] = {
     "Add": partial(_merged, L.Add),
-    "Add of three": lambda x: L.Add()([*_branches(x), L.Conv2D(3, 2)(x)]),
+    "Add of three": lambda x: L.Add()([*_unlike(x), L.Conv2D(3, 2)(x)]),
     "Subtract": partial(_merged, L.Subtract),
     "Average": partial(_merged, L.Average),
     "Maximum": partial(_merged, L.Maximum),
     "Minimum": partial(_merged, L.Minimum),
     "Multiply": partial(_merged, L.Multiply),
-    "Multiply of three": lambda x: L.Multiply()([*_branches(x), L.Conv2D(3, 2)(x)]),
+    "Multiply of three": lambda x: L.Multiply()([*_unlike(x), L.Conv2D(3, 2)(x)]),
     "Multiply, repeated": _gate,
-    "Concatenate": lambda x: L.Dense(2)(L.Flatten()(_merged(L.Concatenate, x))),
-    "Concatenate, rows": lambda x: L.Concatenate(axis=1)(list(_branches(x))),
+    "Concatenate": partial(_merged, L.Concatenate),
+    "Concatenate, rows": lambda x: L.Concatenate(axis=1)(list(_unlike(x))),
+    "Concatenate, then Dense": lambda x: L.Dense(2)(L.Flatten()(L.Concatenate()(list(_unlike(x))))),
     "residual": _residual,
+    "x + y": lambda x: operator.add(*_branches(x)),
+    "x - y": lambda x: operator.sub(*_branches(x)),
+    "x * y": lambda x: operator.mul(*_branches(x)),
+    "x / number": lambda x: L.Conv2D(3, 2)(x) / 3.0,
+    "-x": lambda x: -L.Conv2D(3, 2)(x),
     "arithmetic": _arithmetic,
     "with itself": _with_itself,
     "shared layer": _shared,

@@ -99,16 +99,10 @@ _numpy = keras.src.ops.numpy
 def _arithmetic(
     *types: type, shown: str, on_shares: str, only: str = "arrays of constants"
 ) -> Callable[[Converter], Converter]:
-    return converts(*types, names=(shown,), on_shares=on_shares, only=only, example="arithmetic")
+    return converts(*types, names=(shown,), on_shares=on_shares, only=only)
 
 
-@converts(
-    _numpy.Add,
-    names=("x + y",),
-    example="arithmetic",
-    on_shares="as Add, or a public number",
-    only="arrays of constants",
-)
+@_arithmetic(_numpy.Add, shown="x + y", on_shares="as Add, or a public number")
 def _plus(site: Site) -> int:
     return _scaled(site, 1.0, _number(site)) if len(site.inputs) == 1 else _add(site)
 

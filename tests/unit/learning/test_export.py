@@ -74,6 +74,8 @@ UNSUPPORTED: dict[str, tuple[Callable[[], list[object]], str]] = {
         lambda: [L.AveragePooling2D(2, data_format="channels_first", name="strange")],
         "strange.*channels_last"),
     "softmax over rows": (lambda: [L.Softmax(axis=1, name="strange")], "strange.*axis -1"),
+    "softmax inside": (
+        lambda: [L.Dense(3, activation="softmax", name="strange"), L.Dense(2)], "strange.*as the last layer"),
     "batch-norm over rows": (lambda: [L.BatchNormalization(axis=1, name="strange")], "strange.*axis -1"),
     "relu that is zero": (lambda: [L.ReLU(max_value=0.0, name="strange")], "strange.*max_value above 0"),
     "slopes by place": (lambda: [L.PReLU(name="strange")], "strange.*one slope a channel"),
