@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class Crash:
             return
         if wanted == step:
             self._file.unlink()
+            # Whatever other threads would do wrongly meanwhile, they get the time to do.
+            time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
 
     def around(self, owner: Any, name: str, before: int | None = None, after: int | None = None) -> None:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ from fedsec.lab.rundir import RunFolder
 from fedsec.lab.share import SharedModel, share
 from fedsec.nn import Network, Plan, Weights, plaintext, plan_network, save_weights
 from fedsec.nn.network import DenseLayer, FlattenLayer
+from fedsec.serving import client as client_module
+from fedsec.serving import messages
 from fedsec.serving.client import Client
 from fedsec.serving.owner import Owner
 from fedsec.transport import ClusterFile, Identity, Role
@@ -55,6 +58,7 @@ class Crowd:
 
     cluster: Cluster
     answers: Counter[str] = field(default_factory=Counter)
+    requests: set[bytes] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
 
@@ -93,6 +97,7 @@ class Crowd:
             if not np.allclose(answer, plaintext.predict(PLAN, WEIGHTS, IMAGE), atol=2e-3):
                 self.wrong.append("a wrong answer")
             self.answers[user] += 1
+            self.requests.add(ASKED.request)
         if client is not None:
             client.close()
 
@@ -163,13 +168,33 @@ def kept(cluster: Cluster, quota: int | None = None, num_requests: int | None = 
         assert not keeper.is_alive()
 
 
-def charges(cluster: Cluster, party: str) -> Counter[str]:
-    """Images charged to each user at a party, by its own ledger."""
+class Asked(threading.local):
+    """The id of the request that this thread has sent last."""
+
+    request = b""
+
+    def query(self, **fields: Any) -> messages.Query:
+        self.request = fields["request"]
+        return messages.Query(**fields)
+
+
+ASKED = Asked()
+
+
+@pytest.fixture(autouse=True)
+def listening(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients draw a request's id and keep it to themselves."""
+    monkeypatch.setattr(client_module, "Query", ASKED.query)
+
+
+def charges(cluster: Cluster, party: str) -> tuple[Counter[str], set[bytes]]:
+    """Images charged to each user at a party, and the requests, by its own ledger."""
     path = cluster.folder / "parties" / party / "state" / "serving.sqlite"
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         repeated = "SELECT COUNT(*) FROM charge GROUP BY model, fingerprint, request HAVING COUNT(*) > 1"
         assert db.execute(repeated).fetchall() == []
-        return Counter(dict(db.execute("SELECT name, SUM(images) FROM charge GROUP BY name")))
+        users = Counter(dict(db.execute("SELECT name, SUM(images) FROM charge GROUP BY name")))
+        return users, {request for (request,) in db.execute("SELECT request FROM charge")}
 
 
 def test_threat_33_42_quotas_hold_with_32_clients_and_kill_9_at_every_step(cluster: Cluster) -> None:
@@ -179,8 +204,11 @@ def test_threat_33_42_quotas_hold_with_32_clients_and_kill_9_at_every_step(clust
         for number, step in enumerate(STEPS, start=1):
             service.crash(PARTIES[number % 3], step)
         crowd.join()
+    ledgers = [charges(cluster, party) for party in PARTIES]
+    # No answer was given that is not charged, durably, at all three.
+    assert all(crowd.requests <= requests for _, requests in ledgers)
     for user in USERS:
-        charged = [charges(cluster, party)[user] for party in PARTIES]
+        charged = [users[user] for users, _ in ledgers]
         # Everyone was refused in the end, so somewhere the quota is used up; nowhere is it exceeded.
         assert max(charged) == quota
         assert crowd.answers[user] <= min(charged)
@@ -202,5 +230,6 @@ def test_threat_33_42_the_number_of_answers_holds_with_kill_9_at_random_times(cl
         crowd.join()
         until(lambda: bool(service.ended))
     assert service.ended == [most]
+    assert all(crowd.requests <= charges(cluster, party)[1] for party in PARTIES)
     answered = sum(crowd.answers.values())
     assert most - kills * len(USERS) * CLIENTS_EACH <= answered <= most
