@@ -12,6 +12,7 @@ from functools import partial
 from itertools import combinations
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -20,11 +21,11 @@ from fedsec.nn import Reveal
 from fedsec.nn.engine import Mode
 from fedsec.ring import RING64, RingArray
 from fedsec.serving import parts
-from fedsec.serving.agreement import RequestKey
+from fedsec.serving.agreement import Proposal, RequestKey
 from fedsec.serving.ledger import Ledger, ServiceBook
 from fedsec.serving.limits import Limits
 from fedsec.serving.loop import ServiceLoop
-from fedsec.serving.stock import Stock
+from fedsec.serving.stock import MOST_IMAGES, STOCK_IMAGES, Stock
 from fedsec.serving.table import Table
 from fedsec.serving.waiting import Ticket, WaitingRoom
 from fedsec.sharing.replicated import RepShare
@@ -120,6 +121,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         limits: Limits = LIMITS,
         portion_s: float = 0.0,
         reveals: tuple[Reveal, ...] = ("logits", "label"),
+        mode: Mode = "dealt",
     ) -> list[Seat]:
         mesh = links_between(NAMES)
         for me in range(3):
@@ -127,6 +129,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             links = mesh[NAMES[me], NAMES[previous]], mesh[NAMES[me], NAMES[following]]
             computed = compute if callable(compute) else compute.get(me, double)
             engine = TinyEngine(computed, [], portion_s)
+            engine.mode = mode
             ledger = Ledger(tmp_path / NAMES[me])
             book = ledger.open_service(b"s" * 16, b"m" * 16, num_requests=num_requests, quota=quota)
             room, leaving = (
@@ -377,3 +380,122 @@ def test_looking_for_hopeless_requests_reads_the_book_once_a_certificate(
     with pytest.raises(FedsecError, match="3 more images"):
         hopeless.outcome()
     assert not any(ticket.done.is_set() for ticket in waiting)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_while_nobody_asks_all_three_prepare_in_one_order_up_to_the_stock(start: Start) -> None:
+    seats = start()
+    until(lambda: all(seat.engine.ready("logits") == STOCK_IMAGES for seat in seats))
+    calls = seats[0].engine.calls
+    assert {name for name, _, _ in calls} == {"prepare"}
+    assert all(1 <= count <= MOST_IMAGES for _, count, _ in calls)
+    answer(ask(seats, 1, images(3), reveal="label"))
+    # From now on for what was asked for last; what is there stays there.
+    until(lambda: all(seat.engine.ready("label") == STOCK_IMAGES for seat in seats))
+    assert all(seat.engine.ready("logits") == STOCK_IMAGES for seat in seats)
+    assert all(seat.engine.calls == calls for seat in seats)
+
+
+def test_a_request_waits_for_one_portion_at_most(start: Start) -> None:
+    """Here a portion takes far longer than it should, and all of the stock a minute."""
+    seats = start(portion_s=0.2)
+    until(lambda: len(seats[0].engine.calls) == 1)
+    for number in range(3):
+        began = time.monotonic()
+        np.testing.assert_array_equal(answer(ask(seats, number, images(1))), 2 * images(1))
+        assert time.monotonic() - began < 0.2 + 0.2 + 0.1
+    assert [count for name, count, _ in seats[0].engine.calls if name == "prepare"][:4] == [1, 1, 1, 1]
+
+
+def test_nothing_is_prepared_in_plain_mode(start: Start) -> None:
+    seats = start(run=(), mode="plain")
+    for seat in seats:
+        seat.thread = threading.Thread(target=seat.run, daemon=True)
+        seat.thread.start()
+    answer(ask(seats, 1, images(1)))
+    time.sleep(0.1)
+    assert seats[0].engine.calls == [("predict", 1, "logits")]
+
+
+@pytest.mark.parametrize(
+    ("count", "reveal"), [(MOST_IMAGES + 1, "logits"), (MOST_IMAGES, "top3"), (1, "probabilities")]
+)
+def test_a_leader_that_demands_more_than_it_may_is_left(start: Start, count: int, reveal: Reveal) -> None:
+    seats = start(run=(1,), reveals=("logits",))
+    demand = Proposal((), None, count, reveal)
+    seats[0].links[1].send("serve_proposal", msgspec.msgpack.encode(demand), Deadline.after(1))
+    outcome = ends(seats)[1]
+    assert isinstance(outcome, ProtocolError)
+    assert seats[1].engine.calls == []
+
+
+def test_followers_say_ahead_what_they_hold_and_nothing_is_decided_without_the_leader(start: Start) -> None:
+    seats = start(run=(1, 2))
+    ask(seats, 1, images(1), parties=(1, 2))
+    ballots = [
+        msgspec.msgpack.decode(link.receive("serve_ballot", max_bytes=1000, deadline=Deadline.after(5)))
+        for link in seats[0].links
+    ]
+    named = [[USER, key(1).request, 1, "logits"]]
+    assert ballots == [[[], False, named]] * 2
+    assert [seat.engine.calls for seat in seats] == [[], [], []]
+
+
+def test_requests_that_reveal_different_things_are_computed_apart(start: Start) -> None:
+    seats = start(run=())
+    tickets = [
+        ask(seats, number, images(1), user=bytes([number]) * 32, reveal=("logits", "label")[number % 2])
+        for number in range(8)
+    ]
+    for seat in seats:
+        seat.thread = threading.Thread(target=seat.run, daemon=True)
+        seat.thread.start()
+    for waiting in tickets:
+        np.testing.assert_array_equal(answer(waiting), 2 * images(1))
+    batches = [(count, reveal) for name, count, reveal in seats[1].engine.calls if name == "predict"]
+    assert batches[:2] == [(4, "logits"), (4, "label")]
+
+
+def test_many_threads_of_clients_get_their_own_answers_in_one_order(start: Start) -> None:
+    seats = start()
+    wrong: list[int] = []
+
+    def client(user: int) -> None:
+        for number in range(15):
+            secret = images(1 + number % 3, seed=1000 * user + number)
+            reveal: Reveal = "label" if user % 3 == 0 else "logits"
+            # Parts may come in any order.
+            order = [(0, 1, 2), (2, 1, 0), (1, 0, 2)][(user + number) % 3]
+            got = answer(ask(seats, number, secret, user=bytes([user]) * 32, parties=order, reveal=reveal))
+            if not np.array_equal(got, 2 * secret):
+                wrong.append(user)
+
+    threads = [threading.Thread(target=client, args=(user,)) for user in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert wrong == []
+    until(lambda: seats[0].engine.calls == seats[1].engine.calls == seats[2].engine.calls)
+    assert [seat.book.answered() for seat in seats] == [12 * 30] * 3
+
+
+def test_what_waits_at_one_party_only_holds_up_nobody(start: Start) -> None:
+    seats = start()
+    for party in range(3):
+        for number in range(4):
+            ask(seats, 100 + number, images(1), user=bytes([200 + party]) * 32, parties=(party,))
+    times = []
+    for number in range(20):
+        began = time.monotonic()
+        np.testing.assert_array_equal(answer(ask(seats, number, images(1))), 2 * images(1))
+        times.append(time.monotonic() - began)
+    # Far below the longest rest of 50 ms, on a busy machine, too.
+    assert sorted(times)[10] < 0.04
