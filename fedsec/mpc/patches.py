@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import numpy as np
+import numpy.typing as npt
 
 from fedsec.errors import UsageError
-from fedsec.ring import RingArray, kernels
+from fedsec.ring import RING32, RingArray, kernels, ring_of
 
 Sizes = tuple[int, int]
 """Along rows and columns."""
+
+Margins = tuple[Sizes, Sizes]
+"""Zeros before and after, along rows and columns."""
+
+Numbers = npt.NDArray[np.int64]
+
+NO_MARGINS: Margins = ((0, 0), (0, 0))
 
 
 def convolved_shape(
@@ -38,16 +49,30 @@ def convolved_shape(
     return images[0], rows // strides[0] + 1, columns // strides[1] + 1, kernel[3]
 
 
+class Window(NamedTuple):
+    """How a kernel moves over images: zeros around them first, then sums over boxes, then the kernel."""
+
+    strides: Sizes = (1, 1)
+    dilation: Sizes = (1, 1)
+    padding: Margins = NO_MARGINS
+    box: Sizes = (1, 1)
+    box_step: Sizes = (1, 1)
+
+
 def convolve(
     images: RingArray, kernel: RingArray, strides: Sizes = (1, 1), dilation: Sizes = (1, 1)
 ) -> RingArray:
-    """Convolve modulo 2^k, without padding, as Keras' Conv2D does.
+    """Convolve modulo 2^k, without padding, as Keras' Conv2D does; see ``convolve_boxes``."""
+    return convolve_boxes(images, kernel, Window(strides, dilation))
+
+
+def convolve_boxes(images: RingArray, kernel: RingArray, window: Window) -> RingArray:
+    """Put zeros around images, sum a box around every place, convolve: all modulo 2^k.
 
     Args:
         images: Shape [N, H, W, C].
         kernel: Of the same ring, shape [h, w, C / groups, F]; with C / groups = 1 it is depthwise.
-        strides: Distance of neighbouring results along rows and columns.
-        dilation: Distance of neighbouring values under the kernel.
+        window: How the kernel moves.
 
     Returns:
         Shape [N, H', W', F], a new array.
@@ -56,43 +81,87 @@ def convolve(
         UsageError: The shapes do not fit.
         InputError: The rings differ.
     """
-    shape = convolved_shape(images.shape, kernel.shape, strides, dilation)
-    if images.shape[3] == kernel.shape[2]:
-        rows = patches(images, kernel.shape[:2], shape[1:3], strides, dilation)
-        return kernels.matmul(rows, kernel.reshape(-1, kernel.shape[3])).reshape(shape)
-    return _grouped(images, kernel, shape, strides, dilation)
+    if images.shape[3] != kernel.shape[2]:
+        summed = box_sums(images, window)
+        shape = convolved_shape(summed.shape, kernel.shape, window.strides, window.dilation)
+        return _grouped(summed, kernel, shape, window)
+    rows, shape = patches(images, kernel.shape, window)
+    return kernels.matmul(rows, kernel.reshape(-1, kernel.shape[3])).reshape(shape)
 
 
 def patches(
-    images: RingArray, window: tuple[int, ...], places: tuple[int, ...], strides: Sizes, dilation: Sizes
-) -> RingArray:
-    """Return what lies under a kernel at each place as rows [N * H' * W', h * w * C].
+    images: RingArray, kernel: tuple[int, ...], window: Window
+) -> tuple[RingArray, tuple[int, int, int, int]]:
+    """Return what lies under a kernel at each place, and the shape of the convolution.
 
     Args:
         images: Shape [N, H, W, C].
-        window: Height and width of the kernel.
-        places: H' and W'.
-        strides: Distance of places.
-        dilation: Distance of values under the kernel.
+        kernel: Shape of the kernel, [h, w, C, F].
+        window: How it moves.
+
+    Returns:
+        Rows [N * H' * W', h * w * C], and [N, H', W', F].
+
+    Raises:
+        UsageError: The shapes do not fit.
     """
-    images = np.ascontiguousarray(images)
-    number, _height, _width, channels = images.shape
-    if window == (1, 1) and strides == (1, 1):
-        return images.reshape(-1, channels)
-    image, row, column, channel = images.strides
-    view: RingArray = np.ndarray(
-        (number, *places, *window, channels),
-        images.dtype,
-        images.data,
-        strides=(
-            image, row * strides[0], column * strides[1], row * dilation[0], column * dilation[1], channel,
-        ),
-    )  # fmt: skip
-    return view.reshape(-1, window[0] * window[1] * channels)
+    if ring_of(images).bits < RING32.bits:
+        return patches_plain(images, kernel, window)
+    from fedsec.mpc import _compiled_patches  # noqa: PLC0415 - numba is loaded at the first call
+
+    number, height, width, channels = images.shape
+    (rows, columns), places, sizes = _geometry(images.shape[1:], kernel, window)
+    summed = np.empty((rows, columns * channels), dtype=images.dtype)
+    gathered = np.empty((number * places[0] * places[1], kernel[0] * kernel[1] * channels), images.dtype)
+    flat = np.ascontiguousarray(images).reshape(number, height, width * channels)
+    _compiled_patches.gather(flat, sizes, summed, gathered)
+    return gathered, (number, *places, kernel[3])
+
+
+def patches_plain(
+    images: RingArray, kernel: tuple[int, ...], window: Window
+) -> tuple[RingArray, tuple[int, int, int, int]]:
+    """Gather patches with numpy: the reference that ``patches`` is tested against."""
+    summed = box_sums(images, window)
+    shape = convolved_shape(summed.shape, kernel, window.strides, window.dilation)
+    height, width = (window.dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1))
+    views = np.lib.stride_tricks.sliding_window_view(summed, (height, width), axis=(1, 2))
+    views = views[
+        :, :: window.strides[0], :: window.strides[1], :, :: window.dilation[0], :: window.dilation[1]
+    ]
+    rows = views.transpose(0, 1, 2, 4, 5, 3).reshape(-1, kernel[0] * kernel[1] * images.shape[3])
+    return rows, shape
+
+
+def box_sums(images: RingArray, window: Window) -> RingArray:
+    """Return images with zeros around them, every value replaced by the sum of the box that starts there."""
+    padded = np.pad(images, ((0, 0), *window.padding, (0, 0)))
+    for axis, (box, step) in enumerate(zip(window.box, window.box_step, strict=True), start=1):
+        size = padded.shape[axis] - step * (box - 1)
+        padded = sum(
+            (np.take(padded, range(k * step, k * step + size), axis=axis) for k in range(box)),
+            start=np.zeros((), dtype=images.dtype),
+        )
+    return padded
+
+
+@lru_cache(maxsize=512)
+def _geometry(
+    image: tuple[int, ...], kernel: tuple[int, ...], window: Window
+) -> tuple[Sizes, Sizes, Numbers]:
+    """Return the sizes of the summed image and of the result, and all that the kernel needs to know."""
+    (top, bottom), (left, right) = window.padding
+    box, box_step = window.box, window.box_step
+    rows = image[0] + top + bottom - box_step[0] * (box[0] - 1)
+    columns = image[1] + left + right - box_step[1] * (box[1] - 1)
+    shape = (1, rows, columns, image[2])
+    places = convolved_shape(shape, kernel, window.strides, window.dilation)[1:3]
+    sizes = (image[2], top, left, *box, *box_step, *places, *kernel[:2], *window.strides, *window.dilation)
+    return (rows, columns), (places[0], places[1]), np.array(sizes, dtype=np.int64)
 
 
 def _grouped(
-    images: RingArray, kernel: RingArray, shape: tuple[int, int, int, int], strides: Sizes, dilation: Sizes
+    images: RingArray, kernel: RingArray, shape: tuple[int, int, int, int], window: Window
 ) -> RingArray:
     """Convolve each group of channels with its own filters: one product of arrays for each kernel element."""
     number, rows, columns, filters = shape
@@ -101,8 +170,8 @@ def _grouped(
     total = np.zeros((number, rows, columns, groups, filters // groups), dtype=images.dtype)
     for down in range(kernel.shape[0]):
         for across in range(kernel.shape[1]):
-            top, left = down * dilation[0], across * dilation[1]
-            under = images[:, top :: strides[0], left :: strides[1]][:, :rows, :columns]
+            top, left = down * window.dilation[0], across * window.dilation[1]
+            under = images[:, top :: window.strides[0], left :: window.strides[1]][:, :rows, :columns]
             under = under.reshape(number, rows, columns, groups, depth, 1)
             weights = kernel[down, across].reshape(depth, groups, filters // groups)
             for channel in range(depth):

@@ -20,13 +20,14 @@ from fedsec.mpc.dealt import (
     Masks,
     Material,
     Part,
+    Product,
     Rounds,
     Supply,
     run_together,
 )
 from fedsec.mpc.party import Layout
-from fedsec.mpc.patches import convolve
-from fedsec.nn import local, windows
+from fedsec.mpc.patches import Window, convolve_boxes
+from fedsec.nn import local
 from fedsec.nn.dealt_gates import gate_of
 from fedsec.nn.plan import Conv2D, Dense, Local, Plan, Value
 from fedsec.nn.plan import Gate as GateStep
@@ -197,10 +198,15 @@ class Program:
     ) -> Gate:
         layouts = [Layout(value.shape, Ring(value.ring_bits)) for value in values]
         if isinstance(step, Conv2D | Dense):
-            product = partial(_product, step)
             kernel, bias = next(parameters), next(parameters)
             return LinearGate(
-                self._party_id, product, kernel, bias, step.output_shape, ring=layouts[0].ring, final=final
+                self._party_id,
+                _product(step),
+                kernel,
+                bias,
+                step.output_shape,
+                ring=layouts[0].ring,
+                final=final,
             )
         return gate_of(self._party_id, step, layouts, final=final)
 
@@ -331,9 +337,13 @@ def _additive(plan: Plan) -> list[bool]:
     return additive
 
 
-def _product(step: Conv2D | Dense, x: RingArray, kernel: RingArray) -> RingArray:
-    """Return the bilinear part of a linear step, a new array."""
-    if isinstance(step, Conv2D):
-        boxed = windows.box_sum(windows.pad(x, step.padding), step.box, step.box_step)
-        return convolve(boxed, kernel, step.strides, step.dilation)
+def _product(step: Conv2D | Dense) -> Product:
+    """Return the bilinear part of a linear step."""
+    if isinstance(step, Dense):
+        return _dense
+    window = Window(step.strides, step.dilation, step.padding, step.box, step.box_step)
+    return partial(convolve_boxes, window=window)
+
+
+def _dense(x: RingArray, kernel: RingArray) -> RingArray:
     return kernels.matmul(x.reshape(-1, kernel.shape[0]), kernel).reshape(*x.shape[:-1], kernel.shape[1])
