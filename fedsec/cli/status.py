@@ -97,7 +97,7 @@ def _headlines(health: ServiceHealth) -> list[str]:
 
 
 def _parties(health: ServiceHealth) -> Table:
-    table = Table("party", "state", box=SIMPLE_HEAD)
+    table = Table("party", "state", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in ("answered", "waiting", "prepared", "sent", "received", "up"):
         table.add_column(name, justify="right")
     for party in health.parties:
@@ -115,7 +115,9 @@ def _counters(party: PartyHealth) -> list[str]:
 
 def _ledger(health: ServiceHealth) -> Table:
     title = "Queries, the newest first"
-    table = Table("when", "who", "certificate", title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        "when", "who", "certificate", title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("images", justify="right")
     table.add_column("revealed")
     for query in health.queries:

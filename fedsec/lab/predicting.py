@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fedsec.errors import PeerLostError, ServiceEndedError
 from fedsec.lab.images import Images
 from fedsec.lab.rundir import RunFolder
+from fedsec.nn import Reveal
 from fedsec.serving.client import Client
 
 _LOOK_S = 0.2
@@ -23,27 +24,34 @@ class Answers:
     """What a user learns from private predictions.
 
     Attributes:
-        logits: As reconstructed by this process, shape [N, classes], float64.
+        reveal: What was asked for.
+        values: As reconstructed by this process, one row an image: logits or probabilities of all classes,
+            float64; or indices of classes, int64: one for ``label``, three for ``top3``.
         seconds: From the first byte to the last answer, connecting not included.
         sent_bytes: Payload bytes this process sent, by its channels' meter.
         received_bytes: Payload bytes it received.
     """
 
-    logits: npt.NDArray[np.float64]
+    reveal: Reveal
+    values: npt.NDArray[Any]
     seconds: float
     sent_bytes: int
     received_bytes: int
 
     @property
     def labels(self) -> list[int]:
-        """The index of the largest logit of each image; the lowest index where several are."""
-        return [int(label) for label in self.logits.argmax(axis=-1)]
+        """The class of each image; of several that are equally likely the one with the lowest index."""
+        if self.reveal in {"label", "top3"}:
+            return [int(label) for label in self.values[:, 0]]
+        return [int(label) for label in self.values.argmax(axis=-1)]
 
     def summary(self) -> dict[str, Any]:
         """Return everything as values that JSON can hold."""
+        values: dict[str, Any] = {} if self.reveal == "label" else {self.reveal: self.values.tolist()}
         return {
+            "reveal": self.reveal,
             "labels": self.labels,
-            "logits": self.logits.tolist(),
+            **values,
             "seconds": self.seconds,
             "sent_bytes": self.sent_bytes,
             "received_bytes": self.received_bytes,
@@ -59,23 +67,29 @@ def run_credentials(path: Path) -> tuple[Path, Path]:
     return RunFolder.open(path).credentials("user")
 
 
-def predict(cluster: Path, identity: Path, images: Images, *, wait_s: float = 0.0) -> Answers:
+def predict(
+    cluster: Path, identity: Path, images: Images, *, reveal: Reveal | None = None, wait_s: float = 0.0
+) -> Answers:
     """Ask the three parties of a cluster; the images leave this process in shares only.
 
     Args:
         cluster: The cluster file.
         identity: The user's identity.
         images: Shape [N, *input shape], in the range of the served plan.
+        reveal: What to ask for; by default logits, or what the service allows instead.
         wait_s: How long to wait for a service that is only just being started.
 
     Raises:
         FedsecError: As ``Client.connect`` and ``Client.predict`` raise.
     """
     with _connected(cluster, identity, wait_s) as client:
+        if reveal is None:
+            reveal = "logits" if "logits" in client.reveals else client.reveals[0]
         started = time.perf_counter()
-        logits = client.predict(images)
+        values = client.predict(images, reveal)
         seconds = time.perf_counter() - started
-        return Answers(logits, seconds, client.meter.sent_bytes, client.meter.received_bytes)
+        rows = np.reshape(values, (len(images), -1))
+        return Answers(reveal, rows, seconds, client.meter.sent_bytes, client.meter.received_bytes)
 
 
 def _connected(cluster: Path, identity: Path, wait_s: float) -> Client:
