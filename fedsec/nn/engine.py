@@ -20,7 +20,13 @@ Mode = Literal["dealt", "plain"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 BLOCK_IMAGES = 16
-"""Most images of one dealt block: it is sent and used while the next one is dealt, and memory stays small."""
+"""Most images of one dealt block: it is sent and used while the next one is dealt."""
+
+BLOCK_BYTES = 16 << 20
+"""Most bytes of one block, if it has more than one image."""
+
+BATCH_BYTES = 128 << 20
+"""Most bytes of material that are used together: a batch that needs more is answered in parts."""
 
 
 class Engine(Protocol):
@@ -107,7 +113,7 @@ class DealtEngine:
         self._queues: dict[Reveal, deque[Block]] = defaultdict(deque)
 
     def prepare(self, images: int, reveal: Reveal) -> None:
-        """Deal material for that many images in blocks of at most ``BLOCK_IMAGES``.
+        """Deal material for that many images in blocks of at most ``BLOCK_IMAGES`` and ``BLOCK_BYTES``.
 
         Raises:
             UsageError: A negative number of images.
@@ -147,14 +153,21 @@ class DealtEngine:
                 f"plan {program.plan.name!r} takes [N, {', '.join(map(str, program.plan.input_shape))}] with "
                 f"{program.plan.fraction_bits} fraction bits, got {list(x.shape)} with {x.fraction_bits}"
             )
-        images = x.shape[0]
+        portion = max(1, BATCH_BYTES // program.image_bytes)
         with self._ending_on_error():
-            self._deal(program, images - self.ready(reveal), reveal)
-            blocks = self._take(images, reveal)
-            share = self._party.zero_share((images, *program.plan.output_shape))
-            if self._party.id != DEALER and blocks:
-                share += program.answer(self._party, x, blocks, reveal)
+            share = self._party.zero_share((x.shape[0], *program.plan.output_shape))
+            for start in range(0, x.shape[0], portion):
+                rows = slice(start, min(start + portion, x.shape[0]))
+                self._answer(program, x[rows], reveal, share[rows])
             return share
+
+    def _answer(self, program: Program, x: RepShare, reveal: Reveal, share: RingArray) -> None:
+        """Add this party's share of the answers to a share of zero."""
+        images = x.shape[0]
+        self._deal(program, images - self.ready(reveal), reveal)
+        blocks = self._take(images, reveal)
+        if self._party.id != DEALER:
+            share += program.answer(self._party, x, blocks, reveal)
 
     def _program(self, reveal: Reveal) -> Program:
         if reveal not in self._programs:
@@ -163,8 +176,9 @@ class DealtEngine:
         return self._programs[reveal]
 
     def _deal(self, program: Program, images: int, reveal: Reveal) -> None:
+        most = max(1, min(BLOCK_IMAGES, BLOCK_BYTES // program.image_bytes))
         while images > 0:
-            portion = min(images, BLOCK_IMAGES)
+            portion = min(images, most)
             block = program.prepare(self._party, self._party.take_index(), portion, reveal)
             self._queues[reveal].append(block)
             images -= portion

@@ -301,6 +301,28 @@ def test_material_is_used_once_and_numbers_do_not_come_again() -> None:
     }
 
 
+def test_large_material_is_dealt_in_smaller_blocks_and_used_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(SMALL, 5)
+
+    def program(party: Party, engine: Engine) -> Any:
+        size = engine.image_bytes("logits")
+        monkeypatch.setattr("fedsec.nn.engine.BLOCK_BYTES", 2 * size)
+        monkeypatch.setattr("fedsec.nn.engine.BATCH_BYTES", 3 * size)
+        return engine.predict(world.inputs[party.id], "logits")
+
+    done = world.run(program)
+
+    assert np.abs(world.answers(done.results) - world.expected).max() < 0.02
+    labels = dict.fromkeys(record.label for record in done.logs[NAMES[SECOND]])
+    assert list(labels) == [
+        "deal/0/logits/2",
+        "deal/1/logits/1",
+        "online/logits/0:0+2of2/1:0+1of1",
+        "deal/2/logits/2",
+        "online/logits/2:0+2of2",
+    ]
+
+
 def test_a_block_splits_without_sharing_material() -> None:
     block = Block(4, 5, 0, 5, ((np.arange(10).reshape(5, 2).astype(np.uint32),),))
 
