@@ -129,32 +129,37 @@ def activated(site: Site, x: int) -> int:
     function = getattr(site.layer, "activation", None)
     if function is None:
         return x
-    name = _BY_FUNCTION.get(function)
+    # Keras also takes a layer here, such as LeakyReLU(0.1).
+    name = _BY_LAYER.get(type(function)) or _BY_FUNCTION.get(function)
     if name is None:
-        label = getattr(function, "__name__", str(function))
+        label = getattr(function, "__name__", type(function).__name__)
         raise UnsupportedModelError(
             f"layer {site.name!r} has activation {label!r}, which cannot be computed on shares; supported are"
             f" {', '.join(BY_NAME)}. Use relu or another of them and train again"
         )
-    return BY_NAME[name](site, x, f"{site.name} {name}", {})
+    return BY_NAME[name](site, x, f"{site.name} {name}", _settings_of(function))
 
 
 _SETTINGS = ("alpha", "approximate", "axis", "max_value", "negative_slope", "threshold")
 """Attributes by which Keras' layers and operations keep the settings of their activation."""
 
 
-def _alone(name: str, site: Site) -> int:
-    """Convert a layer or an operation that is nothing but an activation."""
-    settings = {key: getattr(site.layer, key) for key in _SETTINGS if hasattr(site.layer, key)}
-    return BY_NAME[name](site, site.x, site.name, settings)
+_BY_LAYER: dict[type, str] = {}
+"""Names of the activations that layers and operations stand for, by their class."""
+
+
+def _settings_of(holder: Any) -> dict[str, Any]:
+    return {key: getattr(holder, key) for key in _SETTINGS if hasattr(holder, key)}
 
 
 def _register(name: str, *types: type, on_shares: str, only: str = "", example: str = "") -> None:
     layers = (cls.__name__ for cls in types if issubclass(cls, L.Layer))
 
+    _BY_LAYER.update(dict.fromkeys(types, name))
+
     @converts(*types, on_shares=on_shares, only=only, names=(*layers, f"activation {name}"), example=example)
     def convert(site: Site) -> int:
-        return _alone(name, site)
+        return BY_NAME[name](site, site.x, site.name, _settings_of(site.layer))
 
 
 @converts(L.Activation, on_shares="as the activation of that name", example="activation linear")

@@ -44,9 +44,13 @@ INSTEAD: Mapping[str, str] = {
     "CenterCrop": "crop images before asking",
     "Resizing": "resize images before asking",
     "Lambda": "use Keras' own layers, whose code is known",
+    "TimeDistributed": "use Dense alone, which works on the last axis",
     "UpSampling2D": "use larger strides before it, so that it is not needed",
 }
 """What to use in place of layers that people ask for."""
+
+_LONGEST_NAME = 128
+"""Of a plan."""
 
 _AXES = 3
 """The most axes that one example may have on shares."""
@@ -100,7 +104,7 @@ def network_of(model: keras.Model, *, input_range: tuple[float, float] = (0.0, 1
             f"model {model.name!r} does nothing that is worth sharing: leave its softmax to whoever asks"
         )
     return Network(
-        name=model.name,
+        name=model.name[:_LONGEST_NAME],
         input_shape=input_shape,
         layers=tuple(build.layers),
         input_low=float(input_range[0]),

@@ -75,6 +75,7 @@ _STACKS: dict[str, tuple[Shape, Callable[[], list[Any]]]] = {
     "BatchNormalization first": (IMAGE, lambda: [L.BatchNormalization(), L.Conv2D(3, 2, padding="same")]),
     "BatchNormalization of a list": (LIST, lambda: [L.Dense(4, activation="relu"), L.BatchNormalization()]),
     "Normalization": (IMAGE, lambda: [L.Normalization(mean=[0.3, 0.6], variance=[0.1, 0.2]), L.Conv2D(2, 2)]),
+    "Normalization, one for all": (LINE, lambda: [L.Normalization(axis=None), L.Conv1D(2, 2)]),
     "Rescaling": (IMAGE, lambda: [L.Rescaling(2.0, offset=-1.0), L.Conv2D(3, 3, padding="same")]),
     "Rescaling, each channel": (
         IMAGE, lambda: [L.Rescaling([2.0, 0.5], offset=[-1.0, 0.25]), L.Conv2D(2, 2)]),
@@ -95,6 +96,7 @@ _STACKS: dict[str, tuple[Shape, Callable[[], list[Any]]]] = {
     "ReLU, all settings": (
         LIST, lambda: [L.Dense(8), L.ReLU(max_value=0.75, negative_slope=0.25, threshold=0.25)]),
     "LeakyReLU": (LIST, lambda: [L.Dense(8), L.LeakyReLU()]),
+    "LeakyReLU as an argument": (LIST, lambda: [L.Dense(8, activation=L.LeakyReLU(0.1)), L.Dense(3)]),
     "ELU": (LIST, lambda: [L.Dense(8), L.ELU(alpha=0.7)]),
     "relu of the input": (LIST, lambda: [L.ReLU(), L.Dense(3)]),
 }  # fmt: skip
