@@ -189,8 +189,13 @@ class PiecewiseLinear(Unary, frozen=True, kw_only=True, tag="piecewise_linear"):
         (x,) = values
         summed = x.fraction_bits + self.slope_bits
         _compared(self, self.window_bits, x)
-        if self.bits > summed or summed > x.ring_bits - 1:
-            raise self.refuse(f"drops {self.bits} of {summed} fraction bits in a {x.ring_bits}-bit ring")
+        if self.bits > summed or self.bound * 2.0**summed > 2.0 ** (x.ring_bits - 2):
+            raise self.refuse(
+                f"drops {self.bits} of {summed} fraction bits from values below {self.bound:g} in a"
+                f" {x.ring_bits}-bit ring"
+            )
+        if self.bits == 0 and self.ring_bits != x.ring_bits:
+            raise self.refuse("drops no bits, and so its result stays in its argument's ring")
         return Value(self.output_shape, summed - self.bits, self.ring_bits, self.bound)
 
 

@@ -39,7 +39,7 @@ def groups_of(wide: plan.Plan) -> tuple[list[int], set[int]]:
         if isinstance(step, _LEAVES_RING):
             continue
         if isinstance(step, plan.PiecewiseLinear | plan.TopK):
-            large.extend(step.inputs)
+            large.extend(() if _is_small_function(wide, step) else step.inputs)
             continue
         if not isinstance(step, _KEEPS_RING):
             large.append(number + 1)
@@ -68,7 +68,7 @@ def small_rings(wide: plan.Plan, formats: Formats, excluded: Iterable[int] = ())
         products = [value for value in members if isinstance(wide.layers[value - 1], plan.Linear)]
         # Kernels on inputs of up to 255 have numbers as small as after a division by 255.
         small = max(_exponent(wide.values[0].bound) - 1, 0) if groups[0] == group else 0
-        chosen = _bits(wide, products, formats, (most, small))
+        chosen = _bits(wide, products, formats, (most, small)) if products else _argument_bits(wide, members)
         if chosen is None:
             continue
         values.update(
@@ -76,6 +76,24 @@ def small_rings(wide: plan.Plan, formats: Formats, excluded: Iterable[int] = ())
         )
         weights.update(zip(products, chosen[1], strict=True))
     return replace(formats, values=values, weights=weights)
+
+
+def _is_small_function(wide: plan.Plan, step: plan.Step) -> bool:
+    """Whether a function's argument was truncated for it, and its sum fits the 32-bit ring."""
+    if not isinstance(step, plan.PiecewiseLinear):
+        return False
+    (value,) = step.inputs
+    summed = wide.values[value].fraction_bits + step.slope_bits + _exponent(step.bound)
+    truncated = value > 0 and isinstance(wide.layers[value - 1], plan.Truncate)
+    # A truncation needs one bit more than a sign.
+    return truncated and step.bits > 0 and summed <= 30 and step.window_bits <= 31
+
+
+def _argument_bits(wide: plan.Plan, members: list[int]) -> tuple[int, list[int]] | None:
+    """Return the fraction bits of a value that is the argument of a function and nothing else."""
+    if len(members) != 1 or not isinstance(wide.layers[members[0] - 1], plan.Truncate):
+        return None
+    return wide.values[members[0]].fraction_bits, []
 
 
 def _bits(
