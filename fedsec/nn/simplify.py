@@ -84,6 +84,7 @@ class _Graph:
 
     def _only_source(self, value: int) -> int | None:
         """Return the number of the layer that makes a value which is used only once."""
+        value = self._resolved(value)
         return value - 1 if value > 0 and self.uses[value] == 1 else None
 
     def _fold_back(self, number: int, layer: AffineLayer | RescaleLayer) -> None:
