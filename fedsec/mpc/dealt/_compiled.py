@@ -156,6 +156,45 @@ def choose(j: Bytes, n: int, whole: int, shares: RingArray, out: RingArray) -> N
 
 
 @jit
+def relu_share(
+    opened: tuple[Planes, Planes],
+    m: RingArray,
+    numbers: tuple[int, int],
+    shares: tuple[RingArray, RingArray, RingArray],
+    out: RingArray,
+) -> None:
+    """Unpack digits, choose, combine: all in one pass over the elements, without a branch on a digit."""
+    first, second = opened
+    one, low, high = shares
+    images, n, words = first.shape
+    count, half = m.shape[1], 1 << (n - 1)
+    shift, whole = np.uint64(numbers[0]), np.uint64(numbers[1])
+    top = shift - _ONE
+    bits = np.empty(n, np.uint64)
+    for i in range(images):
+        row, target, rest, wrap = m[i], out[i], low[i, half], high[i, half]
+        for k in range(words):
+            carry = np.uint64(0)
+            for p in range(n):
+                a, b = first[i, p, k], second[i, p, k]
+                bits[p] = a ^ b ^ carry
+                carry = (a & b) | (carry & (a ^ b))
+            for e in range(64 * k, min(count, 64 * k + 64)):
+                place = np.uint64(e) & (_WORD - _ONE)
+                c = np.uint64(0)
+                for p in range(n - 1):
+                    c |= ((bits[p] >> place) & _ONE) << np.uint64(p)
+                # All ones where the payload minus the part is kept, 0 where the part is.
+                minus = ((bits[n - 1] >> place) & _ONE) - _ONE
+                keep = (whole & minus) + ((np.uint64(one[i, c, e]) ^ minus) - minus)
+                below = (np.uint64(rest[e]) & minus) + ((np.uint64(low[i, c, e]) ^ minus) - minus)
+                above = (np.uint64(wrap[e]) & minus) + ((np.uint64(high[i, c, e]) ^ minus) - minus)
+                value = np.uint64(row[e])
+                zero = ((value >> top) & _ONE) - _ONE
+                target[e] = keep * value + below + ((above << shift) & zero)
+
+
+@jit
 def combine(m: RingArray, bits: int, low: RingArray, high: RingArray, keep: RingArray) -> None:
     """Overwrite keep by keep * m + low + 2^bits * high."""
     top, shift = np.uint64(bits - 1), np.uint64(bits)

@@ -134,6 +134,32 @@ def combine(m: RingArray, bits: int, low: RingArray, high: RingArray, keep: Ring
     keep[...] = keep * m.astype(keep.dtype) + low + wrap
 
 
+def relu_share(
+    opened: tuple[Planes, Planes],
+    m: RingArray,
+    numbers: tuple[int, int],
+    shares: tuple[RingArray, RingArray, RingArray],
+    out: RingArray,
+) -> None:
+    """Write this evaluator's share of T where T is not negative, of 0 elsewhere.
+
+    Args:
+        opened: Both evaluators' masked digits.
+        m: The windows of the masked values, shape [images, count].
+        numbers: Bits of the window; this evaluator's share of 1.
+        shares: Payloads as in ``deal_kept``: 1, low and high of ``combine``, where high is of a ring of at
+            least k - bits bits.
+        out: Shape [images, count].
+    """
+    bits, whole = numbers
+    digits: Bytes = np.empty(m.shape, dtype=np.uint8)
+    sum_digits(*opened, digits)
+    low, high = (np.empty(m.shape, dtype=share.dtype) for share in shares[1:])
+    for share, kept in zip(shares, (out, low, high), strict=True):
+        choose(digits, opened[0].shape[1], whole, share, kept)
+    combine(m, bits, low, high, out)
+
+
 def _bits(words: RingArray) -> npt.NDArray[np.int64]:
     places = np.arange(8 * words.itemsize, dtype=np.uint64)
     return ((words.astype(np.uint64)[..., np.newaxis] >> places) & np.uint64(1)).astype(np.int64)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedsec.errors import UsageError
-from fedsec.mpc.dealt.gates import Gate, Masks, Material, Rounds, count_of, flat
+from fedsec.mpc.dealt.gates import FIRST, Gate, Masks, Material, Rounds, count_of, flat
 from fedsec.mpc.dealt.kernels import compiled
 from fedsec.mpc.dealt.signs import Payload, Signs
 from fedsec.mpc.party import Layout
@@ -101,14 +101,16 @@ class ReluGate(Gate):
 
     def run(self, m: Sequence[RingArray], material: Material) -> Rounds:
         """Look up, open the digits, choose and open the result."""
-        delta = material[len(self.signs.fields.dealt)]
+        tables = len(self.signs.fields.dealt)
+        delta = material[tables]
         window = cut(flat(m[0]), self.bits, self.window_bits)
         mine = self.signs.digits(window, material, delta)
 
         # One round: the digits under their mask.
         theirs = yield mine
 
-        keep, low, high = self.signs.keep(mine, theirs, material[: len(self.signs.fields.dealt)])
-        compiled().combine(window, self.window_bits, low, high, keep)
+        share = np.empty(window.shape, dtype=self.ring.dtype)
+        numbers = (self.window_bits, int(self.party_id == FIRST))
+        compiled().relu_share((mine, theirs), window, numbers, material[tables - 3 : tables], share)
         # One round: the result under its mask.
-        return (yield from self.opened(keep.reshape(m[0].shape), material))
+        return (yield from self.opened(share.reshape(m[0].shape), material))

@@ -86,6 +86,22 @@ def test_combine(words: Any, ring: int, high: int, window: int, bits: int) -> No
     _same("combine", m, bits, *(words((IMAGES, COUNT), size) for size in (ring, high, ring)))
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize(("ring", "high", "bits"), [(32, 16, 21), (32, 32, 9), (32, 8, 32), (64, 64, 13)])
+def test_relu_share(words: Any, n: int, ring: int, high: int, bits: int) -> None:
+    planes = [words((IMAGES, n, WORDS), 64) for _ in range(2)]
+    m = words((IMAGES, COUNT), 32)
+    m &= m.dtype.type((1 << bits) - 1)
+    kept = 2 ** (n - 1)
+    shares = tuple(
+        words((IMAGES, fields, COUNT), size)
+        for fields, size in ((kept, ring), (kept + 1, ring), (kept + 1, high))
+    )
+    for whole in (0, 1):
+        out = np.empty((IMAGES, COUNT), Ring(ring).dtype)
+        _same("relu_share", tuple(planes), m, (bits, whole), shares, out)
+
+
 def test_chunks_cover_their_window_at_the_lowest_price() -> None:
     for window_bits in range(2, 43):
         chunks = chunks_of(window_bits, 10)
