@@ -34,6 +34,7 @@ CLEAR = "fedsec.bench.clear"
 BATCH = 128
 ONE_WAY_MS = 10.0
 _END_S = 20.0
+_REFILL_S = 0.4
 
 Say = Callable[[str], None]
 
@@ -135,6 +136,8 @@ def _dealt(service: Service, clear: Worker, effort: Effort) -> dict[str, Any]:
     alone: dict[str, list[float]] = {how: [] for how in WAYS}
     many: dict[str, list[float]] = {how: [] for how in WAYS}
     for _ in range(effort.turns):
+        # As a user finds a service that nobody has asked for a moment: with material in stock.
+        time.sleep(_REFILL_S)
         singles += service.times(effort.images)
         batches += service.times(effort.batches, BATCH)
         for how in WAYS:
@@ -155,6 +158,9 @@ def _reveals(service: Service, effort: Effort) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {reveal: [] for reveal in REVEALS}
     for _ in range(effort.turns):
         for reveal in REVEALS:
+            # The stock follows what was asked for last.
+            service.times(1, reveal=reveal)
+            time.sleep(_REFILL_S)
             seconds[reveal] += service.times(max(1, effort.reveals // effort.turns), reveal=reveal)
     return {reveal: Timing.of(each).summary() for reveal, each in seconds.items()}
 
