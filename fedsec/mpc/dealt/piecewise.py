@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsec.errors import UsageError
-from fedsec.mpc.dealt.gates import FIRST, Fields, Gate, Masks, Material, Rounds, count_of, flat
+from fedsec.mpc.dealt.gates import FIRST, Fields, Gate, Masks, Material, Rounds, count_of, flat, layout
+from fedsec.mpc.dealt.kernels import compiled
 from fedsec.mpc.dealt.maximum import check_window
+from fedsec.mpc.dealt.plain import Bytes, Planes
 from fedsec.mpc.dealt.signs import Payload, Signs
 from fedsec.mpc.dealt.truncation import TruncateGate
 from fedsec.mpc.party import Layout
@@ -41,15 +43,70 @@ class Pieces:
             )
 
 
+class KnotSigns(Signs):
+    """Signs of x - knot for several knots: all have the mask of x, so one set of tables serves all of them.
+
+    A table is a secret in shares, and what is looked up in it is never opened but under a delta of its own:
+    looking up two entries tells no more than one.
+    """
+
+    def __init__(
+        self,
+        party_id: int,
+        count: int,
+        knots: Sequence[RingArray],
+        window_bits: int,
+        payloads: Sequence[Payload],
+        *,
+        shift: int,
+    ) -> None:
+        """Choose the chunks.
+
+        Args:
+            party_id: Id of the party that holds this.
+            count: Values of x an image.
+            knots: Public ring elements, one a knot.
+            window_bits: Bits of x - knot above the lowest ``shift``, the sign among them.
+            payloads: What is multiplied with each sign; values are [N, knots * count].
+            shift: Number of low bits that are not looked at.
+
+        Raises:
+            UsageError: There are no tables for a window of so many bits.
+        """
+        super().__init__(party_id, len(knots) * count, window_bits, payloads, shift=shift)
+        self._knots = knots
+        tables = tuple(layout(chunk.ring, self.n, count) for chunk in self.chunks)
+        self.fields = Fields(tables + self.fields.dealt[self.n :], self.fields.masks)
+
+    def digits(self, window: RingArray, shares: Sequence[RingArray], delta: Planes) -> Planes:
+        """Return this evaluator's masked share of the digits of all knots, to be opened: [N, n, words].
+
+        Args:
+            window: Words that hold the masked values of x, shape [N, count].
+            shares: This evaluator's shares of the fields.
+            delta: Its part of the mask.
+        """
+        kernels = compiled()
+        found: Bytes = np.zeros((len(self._knots), *window.shape), dtype=np.uint8)
+        for knot, digits in zip(self._knots, found, strict=True):
+            at_knot = window - knot
+            for chunk, planes in zip(self.chunks, shares, strict=False):
+                kernels.lookup(at_knot, chunk.shift, chunk.bits, planes, digits)
+        masked: Planes = np.empty(delta.shape, dtype=np.uint64)
+        kernels.add_digits(flat(np.ascontiguousarray(found.swapaxes(0, 1))), delta, masked)
+        return masked
+
+
 class PiecewiseGate(Gate):
     """A piecewise linear function of x, then truncated.
 
     With keep_k = 1 where x >= knots[k], else 0, the function is
 
-        (first_slope + sum of slopes[k] * keep_k) * x  +  offset - sum of slopes[k] * knots[k] * keep_k
+        first_slope * x + offset + sum of slopes[k] * keep_k * (x - knots[k])
 
-    The signs of all x - knots[k] are opened together; the masks of all are that of x. With x = m + r the
-    evaluators have shares of keep_k * m locally, and keep_k * r is dealt.
+    The signs of all x - knots[k] are opened together. With x = m + r the evaluators have shares of keep_k * m
+    locally, and keep_k * r is dealt. A sign may ignore the lowest g bits of x: then the slope may change up
+    to 2^g behind the knot, and y is off by that times the change at most.
     """
 
     def __init__(
@@ -61,6 +118,7 @@ class PiecewiseGate(Gate):
         window_bits: int,
         bits: int,
         ring: Ring,
+        ignore_bits: int = 0,
         final: bool = False,
     ) -> None:
         """Choose tables.
@@ -69,9 +127,11 @@ class PiecewiseGate(Gate):
             party_id: Id of this party.
             source: Shape without the batch, and ring of x. Two bits of the ring must be free above the sum.
             pieces: The function.
-            window_bits: Number of bits that hold every x - knots[k] with its sign.
+            window_bits: Number w of bits that hold every x - knots[k] with its sign; if the lowest g are
+                ignored, they are at least -2^(w-1) + 2^g.
             bits: Number of low bits to drop from the sum.
             ring: Ring of the result.
+            ignore_bits: Number g of low bits of x that the signs do not look at.
             final: Whether the result stays in additive shares.
 
         Raises:
@@ -82,8 +142,15 @@ class PiecewiseGate(Gate):
         if bits == 0 and ring != source.ring:
             raise UsageError(f"a sum that is not truncated stays in {source.ring}, asked for {ring}")
         self._pieces, self._source = pieces, source
-        count = len(pieces.knots) * count_of(source.shape)
-        self._signs = Signs(party_id, count, window_bits, [Payload(source.ring, 1), Payload(source.ring)])
+        self._knots, self._slopes = self._words(pieces.knots), self._words(pieces.slopes)
+        self._signs = KnotSigns(
+            party_id,
+            count_of(source.shape),
+            list(self._knots),
+            window_bits - ignore_bits,
+            [Payload(source.ring, 1), Payload(source.ring)],
+            shift=ignore_bits,
+        )
         self._truncation = None
         if bits:
             most = source.ring.bits - 1 - bits
@@ -105,9 +172,9 @@ class PiecewiseGate(Gate):
         self, r: Sequence[RingArray], shares: Sequence[RingArray], masks: Sequence[Masks]
     ) -> RingArray | None:
         """Deal the tables of all signs, then those of the truncation."""
-        repeated = self._at_knots(r[0])
+        mask = flat(r[0])
         tables = len(self._signs.fields.dealt)
-        self._signs.deal(repeated, [None, repeated], shares[:tables], masks[0])
+        self._signs.deal(mask, [None, np.tile(mask, len(self._knots))], shares[:tables], masks[0])
         if self._truncation is None and self.final:
             return None
         opened = masks[1][0] + masks[1][1]
@@ -130,7 +197,7 @@ class PiecewiseGate(Gate):
         """Open the digits of all signs, form the sum, open and truncate it."""
         tables = len(self._signs.fields.dealt)
         shares, (delta, r, *rest) = material[:tables], material[tables:]
-        mine = self._signs.digits(self._at_knots(m[0], minus_knots=True), shares, delta)
+        mine = self._signs.digits(flat(m[0]), shares, delta)
 
         # One round: the digits under their masks.
         theirs = yield mine
@@ -147,27 +214,19 @@ class PiecewiseGate(Gate):
 
     def _summed(self, m: RingArray, r: RingArray, kept: Sequence[RingArray]) -> RingArray:
         """Return this evaluator's share of the sum."""
-        keep, keep_r = (part.reshape(len(m), len(self._pieces.knots), -1) for part in kept)
-        x = flat(r + m if self.party_id == FIRST else r)
-        slopes, knots = self._words(self._pieces.slopes), self._words(self._pieces.knots)
-        slope = _weighted(keep, slopes)
-        share = slope * flat(m) + _weighted(keep_r, slopes) - _weighted(keep, slopes * knots)
-        share += x * self._words([self._pieces.first_slope])
+        keep, keep_r = (part.reshape(len(m), len(self._knots), -1) for part in kept)
+        masked = flat(m)
+        share = flat(r + m if self.party_id == FIRST else r) * self._words([self._pieces.first_slope])
+        # One knot at a time: what it adds fits the cache.
+        for k, (knot, slope) in enumerate(zip(self._knots, self._slopes, strict=True)):
+            part = masked - knot
+            part *= keep[:, k]
+            part += keep_r[:, k]
+            part *= slope
+            share += part
         if self.party_id == FIRST:
             share += self._words([self._pieces.offset])
         return share.reshape(m.shape)
 
-    def _at_knots(self, words: RingArray, *, minus_knots: bool = False) -> RingArray:
-        """Return the words once for each knot, [N, knots * count], as masked differences or as masks."""
-        knots = self._words(self._pieces.knots)
-        offsets = knots if minus_knots else np.zeros_like(knots)
-        return flat(flat(words)[:, np.newaxis] - offsets[:, np.newaxis])
-
     def _words(self, numbers: Sequence[int]) -> RingArray:
         return np.array([number % self._source.ring.modulus for number in numbers], self._source.ring.dtype)
-
-
-def _weighted(parts: RingArray, weights: RingArray) -> RingArray:
-    """Sum [N, K, count] over K with weights [K], modulo 2^k."""
-    total: RingArray = (parts * weights[:, np.newaxis]).sum(axis=1, dtype=parts.dtype)
-    return total
