@@ -45,11 +45,20 @@ class Draw:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Received:
-    """One array of a message that a party received."""
+    """One array of a message that a party received.
+
+    Attributes:
+        sender: Id of the sender.
+        label: Label of the message.
+        words: The array.
+        answered: What the party sent to the sender at the same place of the same exchange, if it is of the
+            same kind: two parties that open something between them add up both.
+    """
 
     sender: int
     label: str
     words: RingArray
+    answered: RingArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +144,11 @@ class RecordingParty(Party):
         label = self._labels[-1]
         messages = super().exchange(sends, receives)
         for sender, arrays in messages.items():
-            for words in arrays:
-                self.view.add(Received(sender, label, words.copy()))
+            for place, words in enumerate(arrays):
+                mine = sends[sender][place] if place < len(sends.get(sender, ())) else None
+                alike = mine is not None and mine.shape == words.shape and mine.dtype == words.dtype
+                answered = mine.copy() if mine is not None and alike else None
+                self.view.add(Received(sender, label, words.copy(), answered))
         return messages
 
 

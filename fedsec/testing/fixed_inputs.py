@@ -8,7 +8,9 @@ all bytes of them:
 * each message,
 * each message plus or minus one or two of the draws of the same call that its receiver knows,
 * each sum and difference of two messages of one call, or of the same message in two calls, each of the two
-  plus or minus one such draw.
+  plus or minus one such draw,
+* what two parties open between them (a message plus what was sent to its sender in the same exchange), and
+  each sum and difference of two such openings or of one and a message.
 
 Words of different rings meet in the smaller one, bit planes in the planes that both have, by XOR.
 
@@ -125,6 +127,7 @@ def _mixtures(
     mutant: Mutant | None,
 ) -> Iterator[_Words]:
     stripped: list[list[list[_Words]]] = []
+    openings = [[[opening] for opening in _openings(view, call, lanes)] for call in range(CALLS)]
     for call in range(CALLS):
         known = [
             _Words.of(words, lanes).thinned()
@@ -138,12 +141,27 @@ def _mixtures(
             yield from once
             yield from _twice(message.thinned(), known)
             stripped[call].append([message.thinned(), *once])
+        yield from (opening for (opening,) in openings[call])
+    unmixed = [
+        [*([message.thinned()] for message in of_call), *opened]
+        for of_call, opened in zip(messages, openings, strict=True)
+    ]
     pairs = [pair for of_call in stripped for pair in combinations(of_call, 2)]
+    pairs += [pair for of_call in unmixed for pair in combinations(of_call, 2)]
     pairs += zip(*stripped, strict=False)
     for first, second in pairs:
         for one in first:
             for other in second:
                 yield from one.mixed_with(other)
+
+
+def _openings(view: View, call: int, lanes: int) -> list[_Words]:
+    """Return what was received plus what was sent for it."""
+    return [
+        _Words.of(message.words, lanes).mixed_with(_Words.of(message.answered, lanes))[0].thinned()
+        for message in view.received(call)
+        if message.answered is not None and message.words.size
+    ]
 
 
 def _twice(message: _Words, known: Sequence[_Words]) -> Iterator[_Words]:

@@ -206,7 +206,8 @@ def are_planes(words: RingArray, lanes: int) -> bool:
     """Return whether an array holds bit planes over the lanes, or over some elements a lane."""
     if words.ndim != 2 or words.dtype != np.uint64 or lanes in words.shape or not words.size:
         return False
-    return words.shape[1] * LANES % lanes == 0
+    lane_words: int = words.shape[1]
+    return lane_words * LANES % lanes == 0
 
 
 def by_planes(words: RingArray, lanes: int) -> RingArray:

@@ -28,6 +28,7 @@ from fedsec.mpc import (
     two_parties,
 )
 from fedsec.mpc.party import BIT_WORDS, Stream
+from fedsec.mpc.signs import SignMasks
 from fedsec.mpc.simulator import RecordingParty
 from fedsec.ring import Ring, RingArray, ring_of, signed
 from fedsec.sharing.boolean import BitShare
@@ -218,8 +219,13 @@ def _mask_of_one_word(party: Party, shape: tuple[int, ...], ring: Ring) -> two_p
     )
 
 
+def _mask_of_the_low_half(party: Party, shape: tuple[int, ...], ring: Ring) -> two_parties.Mask:
+    low = ring.dtype.type((1 << ring.bits // 2) - 1)
+    return tuple(np.asarray(part & low) for part in _honest_mask(party, shape, ring))
+
+
 @pytest.mark.parametrize("module", [signs, two_parties], ids=["mask of the sign", "mask of the result"])
-@pytest.mark.parametrize("mutant", [_no_mask, _mask_of_one_word])
+@pytest.mark.parametrize("mutant", [_no_mask, _mask_of_one_word, _mask_of_the_low_half])
 def test_a_spoiled_mask_of_what_parties_1_and_2_open_is_noticed(
     module: ModuleType,
     mutant: Callable[..., two_parties.Mask],
@@ -227,6 +233,21 @@ def test_a_spoiled_mask_of_what_parties_1_and_2_open_is_noticed(
     protocol_seed: bytes,
 ) -> None:
     monkeypatch.setattr(module, "draw_mask", mutant)
+
+    check_value(RELU, protocol_seed)
+    assert not view_report(RELU, protocol_seed).hides
+
+
+def test_a_mask_that_serves_the_tree_and_the_sign_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, protocol_seed: bytes
+) -> None:
+    honest = SignMasks.draw
+
+    def spoiled(party: Party, window: signs.SignWindow) -> SignMasks:
+        masks = honest(party, window)
+        return SignMasks(masks.tree, tuple(part[:1] for part in masks.tree))
+
+    monkeypatch.setattr(SignMasks, "draw", spoiled)
 
     check_value(RELU, protocol_seed)
     assert not view_report(RELU, protocol_seed).hides
