@@ -154,11 +154,18 @@ class Party:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Label the messages inside with ``name``, below the label of the protocol that is running."""
+        """Label the messages inside with ``name``, below the label of the protocol that is running.
+
+        Any error inside ends the session at this party. It may have taken stream words that the others did
+        not: went it on, the words that mask its next message could be those that party 0 has dealt with.
+        """
         outer = self._labels[-1]
         self._labels.append(name if len(self._labels) == 1 else f"{outer}/{name}")
         try:
             yield
+        except BaseException:
+            self.end()
+            raise
         finally:
             self._labels.pop()
 

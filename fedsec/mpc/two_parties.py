@@ -62,11 +62,8 @@ def open_halves(party: Party, operations: Operations, half: RingArray, mask: Rin
     Returns:
         The value minus its mask, the same at both.
     """
-    other = 3 - party.id
     hidden = np.asarray(operations.subtract(half, mask))
-    layout = Layout(hidden.shape, ring_of(hidden))
-    theirs = party.exchange({other: [hidden]}, {other: [layout]})[other][0]
-    return np.asarray(operations.add(hidden, theirs))
+    return np.asarray(operations.add(hidden, party.swap(3 - party.id, hidden)))
 
 
 def joined(party: Party, mask: Mask, masked: RingArray | None) -> Components:

@@ -183,6 +183,22 @@ def test_a_session_computes_in_the_ring_of_the_shares() -> None:
     assert result[0] in (80, 100)  # floor(20 / 4), or one less, times 20
 
 
+def test_an_error_inside_a_protocol_ends_the_session() -> None:
+    """The streams may stand at different places: a mask would be a word that was dealt with before."""
+
+    def fails_after_a_draw(party: Party) -> None:
+        party.stream_with(party.previous_id).words(1)
+        raise MemoryError
+
+    def program(party: Party) -> None:
+        with pytest.raises(MemoryError), party.step("fails"):
+            fails_after_a_draw(party)
+        party.pass_back(np.zeros(1, dtype=RING64.dtype))
+
+    with pytest.raises(ProtocolError, match="ended with an earlier error"):
+        simulate(program)
+
+
 def test_a_fourth_party_does_not_exist() -> None:
     mesh = memory_mesh(["a", "b", "c"])
     streams = pair_streams(fresh_key())
