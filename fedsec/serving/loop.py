@@ -105,6 +105,7 @@ class ServiceLoop:
         proposal = self._await_something()
         self._last_step = time.monotonic()
         self._table.propose(proposal)
+        self._room.unpack(key_of(entry) for entry in proposal.entries)
         return proposal
 
     def _await_something(self) -> Proposal:
@@ -148,6 +149,7 @@ class ServiceLoop:
         if leaving or ahead:
             accepted = tuple(entry for entry in ahead or () if self._room.reserve([key_of(entry)]))
             self._table.vote(Ballot((), leaving, accepted))
+            self._room.unpack(key_of(entry) for entry in accepted)
 
     def _vote_on(self, entries: Sequence[Entry]) -> Ballot:
         """Judge a proposal; what is here of it is reserved until the decision."""

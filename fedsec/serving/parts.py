@@ -9,6 +9,7 @@ element in all instead of 48. The sizes depend on public shapes only.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -21,11 +22,48 @@ _VECTOR = 2  # the component that travels in full
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One party's part of a secret vector: two of its three components, flat."""
+class Component:
+    """One component as it travelled: a seed, or the words themselves."""
 
-    own: RingArray = field(repr=False)
-    next: RingArray = field(repr=False)
+    index: int
+    piece: memoryview = field(repr=False)
+    size: int
+    ring: Ring
+
+    def words(self) -> RingArray:
+        """Return the component's ring elements, flat; the caller owns them."""
+        if self.index == _VECTOR:
+            return np.frombuffer(self.piece, dtype=self.ring.dtype).copy()
+        return compressed.expand(bytes(self.piece), self.size, self.ring)
+
+
+class Part:
+    """One party's part of a secret vector: two of its three components, flat.
+
+    Seeds are expanded when the words are first asked for: whoever takes a part in has that time for other
+    things. Used by one thread at a time.
+    """
+
+    def __init__(self, own: Component, following: Component) -> None:
+        self._own = own
+        self._following = following
+
+    def __repr__(self) -> str:
+        return "Part()"
+
+    @cached_property
+    def own(self) -> RingArray:
+        """The component of this party's number."""
+        return self._own.words()
+
+    @cached_property
+    def next(self) -> RingArray:
+        """The component after it."""
+        return self._following.words()
+
+    def unpack(self) -> None:
+        """Expand what is not expanded yet."""
+        _ = self.own, self.next
 
 
 def split(secret: RingArray) -> tuple[bytes, bytes, bytes]:
@@ -48,7 +86,7 @@ def body_bytes(party_id: int, size: int, ring: Ring) -> int:
 
 
 def join(party_id: int, body: bytes | bytearray, size: int, ring: Ring) -> Part:
-    """Unpack a party's body into its two components, flat arrays of ``size`` elements.
+    """Take a party's body apart into its two components of ``size`` elements.
 
     Raises:
         ProtocolError: the body has another length than the public shape says.
@@ -61,9 +99,7 @@ def join(party_id: int, body: bytes | bytearray, size: int, ring: Ring) -> Part:
     own, following = _held(party_id)
     border = _component_bytes(own, size, ring)
     view = memoryview(body)
-    return Part(
-        own=_component(own, view[:border], size, ring), next=_component(following, view[border:], size, ring)
-    )
+    return Part(Component(own, view[:border], size, ring), Component(following, view[border:], size, ring))
 
 
 def _held(party_id: int) -> tuple[int, int]:
@@ -74,10 +110,3 @@ def _held(party_id: int) -> tuple[int, int]:
 def _component_bytes(index: int, size: int, ring: Ring) -> int:
     """Bytes of one component on the wire."""
     return size * ring.element_bytes if index == _VECTOR else compressed.SEED_BYTES
-
-
-def _component(index: int, piece: memoryview, size: int, ring: Ring) -> RingArray:
-    """Turn one component's bytes into ring elements that the caller owns."""
-    if index == _VECTOR:
-        return np.frombuffer(piece, dtype=ring.dtype).copy()
-    return compressed.expand(bytes(piece), size, ring)

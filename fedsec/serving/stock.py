@@ -18,10 +18,10 @@ QUIET_S = 0.003
 """Preparing begins when nobody has asked for so long: who asks again and again is not kept waiting."""
 MOST_IMAGES = 16
 """Images in one portion: more gain nothing."""
-STOCK_IMAGES = 64
-"""Images prepared for the answers that were asked for last."""
+STOCK_IMAGES = 256
+"""Images prepared for the answers that were asked for last; what was prepared for others stays."""
 STOCK_BYTES = 1 << 26
-"""Memory for it at each party."""
+"""Memory for all of it at each party; 180 kB an image of the short-conv network."""
 
 
 class Stock:
@@ -38,7 +38,8 @@ class Stock:
         self._reveal = reveals[0]
         self._portion = 1
         self._quiet_since = 0.0
-        self._most = {reveal: most_in_stock(engine, reveal) for reveal in reveals}
+        memory = STOCK_BYTES // len(reveals)
+        self._most = {reveal: most_in_stock(engine, reveal, memory) for reveal in reveals}
 
     def asked(self, reveal: Reveal, now: float) -> None:
         """Take note of a batch that was answered."""
@@ -88,8 +89,8 @@ class Stock:
         return self._most[self._reveal] - self._engine.ready(self._reveal)
 
 
-def most_in_stock(engine: Engine, reveal: Reveal) -> int:
+def most_in_stock(engine: Engine, reveal: Reveal, memory: int) -> int:
     """Return how many images may be prepared: the same at all parties; none in plain mode."""
     if engine.mode == "plain":
         return 0
-    return min(STOCK_IMAGES, STOCK_BYTES // engine.image_bytes(reveal))
+    return min(STOCK_IMAGES, memory // engine.image_bytes(reveal))

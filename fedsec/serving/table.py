@@ -66,15 +66,23 @@ class Table:
         return Deadline.after(self._silence_s)
 
     def hear(self, bell: Bell, silence: Deadline) -> Proposal | None:
-        """Follower: wait for the leader's next step; None if the bell rang before it came.
+        """Follower: wait for the leader's next step, and take the other follower's ballot if it is ahead.
+
+        Returns:
+            The step; None if the bell rang before it came, or that ballot did.
 
         Raises:
             DeadlineError: the leader has been silent for too long.
         """
-        link = self._links[LEADER]
-        if not wait_any([link], silence.remaining(link.peer.name), bell):
-            return None
-        return self._receive(link, "proposal", Proposal)
+        leader = self._links[LEADER]
+        proposal: Proposal | None = None
+        expected = {link: party for party, link in self._links.items() if party not in self._ballots}
+        for link in wait_any(list(expected), silence.remaining(leader.peer.name), bell):
+            if link is leader:
+                proposal = self._receive(link, "proposal", Proposal)
+            else:
+                self._take(expected[link])
+        return proposal
 
     def vote(self, ballot: Ballot) -> None:
         """Follower: tell both others."""

@@ -159,6 +159,11 @@ class WaitingRoom:
             held = [self._tickets[key].part for key in keys]
         return [part for part in held if part is not None]
 
+    def unpack(self, keys: Iterable[RequestKey]) -> None:
+        """Expand the parts of reserved requests, while the other parties' word is waited for."""
+        for part in self.parts(key for key in keys if key in self._tickets):
+            part.unpack()
+
     def resolve(self, key: RequestKey, answer: bytes) -> None:
         """Answer one request and let it go."""
         with self._changed:

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsec.errors import ProtocolError
-from fedsec.ring import RING32, RING64, Ring, fresh_key
+from fedsec.ring import RING32, RING64, Ring, RingArray, fresh_key
 from fedsec.serving import parts
+from fedsec.sharing import compressed
 
 
 @settings(deadline=None)
@@ -64,3 +65,20 @@ def test_threat_34_a_part_of_another_length_is_refused(party: int, wrong: int) -
 def test_a_part_does_not_print_its_words() -> None:
     part = parts.join(0, parts.split(np.zeros(4, np.uint64))[0], 4, RING64)
     assert repr(part) == "Part()"
+
+
+@pytest.mark.parametrize("party", [0, 1, 2])
+def test_seeds_are_expanded_once_and_only_when_needed(party: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expanded: list[int] = []
+    expand = compressed.expand
+
+    def count(seed: bytes, size: int, ring: Ring) -> RingArray:
+        expanded.append(size)
+        return expand(seed, size, ring)
+
+    monkeypatch.setattr(compressed, "expand", count)
+    part = parts.join(party, parts.split(np.zeros(9, np.uint64))[party], 9, RING64)
+    assert expanded == []
+    for _ in range(2):
+        part.unpack()
+        assert expanded == [9] * (2 if party == 0 else 1)

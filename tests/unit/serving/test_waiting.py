@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from fedsec.errors import DeadlineError, PeerLostError, ServiceEndedError, UsageError
+from fedsec.ring import RING64
+from fedsec.serving import parts
 from fedsec.serving.agreement import RequestKey, Wish
 from fedsec.serving.parts import Part
 from fedsec.serving.waiting import WaitingRoom
@@ -15,7 +17,7 @@ from fedsec.transport.several import wait_any
 
 
 def part() -> Part:
-    return Part(np.zeros(1, np.uint64), np.zeros(1, np.uint64))
+    return parts.join(0, parts.split(np.zeros(1, np.uint64))[0], 1, RING64)
 
 
 def key(number: int, user: bytes = b"u" * 32) -> RequestKey:
