@@ -135,14 +135,16 @@ def patches_plain(
 
 def box_sums(images: RingArray, window: Window) -> RingArray:
     """Return images with zeros around them, every value replaced by the sum of the box that starts there."""
-    padded = np.pad(images, ((0, 0), *window.padding, (0, 0)))
-    for axis, (box, step) in enumerate(zip(window.box, window.box_step, strict=True), start=1):
-        size = padded.shape[axis] - step * (box - 1)
-        padded = sum(
-            (np.take(padded, range(k * step, k * step + size), axis=axis) for k in range(box)),
-            start=np.zeros((), dtype=images.dtype),
-        )
-    return padded
+    if window.padding != NO_MARGINS:
+        images = np.pad(images, ((0, 0), *window.padding, (0, 0)))
+    if window.box == (1, 1):
+        return images
+    rows, columns = (images.shape[1 + i] - window.box_step[i] * (window.box[i] - 1) for i in (0, 1))
+    total = np.zeros((len(images), rows, columns, images.shape[3]), dtype=images.dtype)
+    for top in range(0, window.box[0] * window.box_step[0], window.box_step[0]):
+        for left in range(0, window.box[1] * window.box_step[1], window.box_step[1]):
+            total += images[:, top : top + rows, left : left + columns]
+    return total
 
 
 @lru_cache(maxsize=512)
