@@ -95,6 +95,12 @@ class _Walk:
 
     def _nested(self, model: Any, node: Any, given: list[int], prefix: str) -> list[int]:
         graph = _graph_of(model)
+        if any(isinstance(each, dict) for each in (*node.arguments.args, *node.arguments.kwargs.values())):
+            # Keras may match them by name, whatever their order.
+            raise UnsupportedModelError(
+                f"model {prefix + model.name!r} is called on tensors by name: call it on a list of them, in"
+                " the order of its inputs"
+            )
         wanted, got = ([tensor.shape for tensor in tensors] for tensors in (graph.inputs, node.input_tensors))
         if wanted != got:
             raise UnsupportedModelError(

@@ -130,6 +130,19 @@ def test_two_inputs_are_refused() -> None:
         export(keras.Model([one, two], L.Add()([one, two])))
 
 
+def test_a_model_within_that_takes_tensors_by_name_is_refused() -> None:
+    """Keras takes them by name where the model has a list in another order: ours would be swapped."""
+    one, two = keras.Input((3,), name="one"), keras.Input((3,), name="two")
+    inner = keras.Model([two, one], L.Subtract()([one, two]), name="inner")
+
+    with pytest.raises(UnsupportedModelError, match="'inner' is called on tensors by name"):
+        export(graph(lambda x: inner({"one": L.Dense(3)(x), "two": L.Dense(3)(x)}), (3,)))
+
+    listed = network_of(graph(lambda x: inner([L.Dense(3, name="two")(x), L.Dense(3, name="one")(x)]), (3,)))
+    names = [listed.layers[value - 1].name for value in listed.layers[-1].inputs]
+    assert names == ["one", "two"]
+
+
 def test_a_quantized_layer_is_refused() -> None:
     model = sequential(L.Flatten(), L.Dense(3, name="strange"))
     model.quantize("int8")
