@@ -52,3 +52,26 @@ def test_a_real_folder_named_latest_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "latest").mkdir()
     RunFolder.create(tmp_path, "study")
     assert not (tmp_path / "latest").is_symlink()
+
+
+def test_a_runs_model_keeps_its_id(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "one")
+    assert folder.model_id() == folder.model_id()
+    assert len(folder.model_id()) == 16
+    assert RunFolder.create(tmp_path, "two").model_id() != folder.model_id()
+    for damage in ("no hexadecimal", "abcd"):
+        (folder.path / "model-id").write_text(damage)
+        with pytest.raises(StateError, match="model-id"):
+            folder.model_id()
+
+
+def test_credentials_are_those_of_a_run_that_was_served(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "one")
+    with pytest.raises(UsageError, match=r"cluster\.toml is missing: serve the run first"):
+        folder.credentials("owner")
+    folder.cluster.write_text("")
+    with pytest.raises(UsageError, match=r"owner\.pem is missing"):
+        folder.credentials("owner")
+    (folder.path / "keys").mkdir()
+    (folder.path / "keys" / "owner.pem").write_text("")
+    assert folder.credentials("owner") == (folder.cluster, folder.path / "keys" / "owner.pem")
