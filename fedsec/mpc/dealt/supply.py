@@ -22,11 +22,15 @@ class Placement:
         """Place fields, given for one image, for a number of images."""
         self.layouts = [Layout((images, *layout.shape), layout.ring) for layout in fields]
         self.order = sorted(range(len(fields)), key=lambda i: -fields[i].ring.bits)
-        self._starts = [0] * len(fields)
+        starts = [0] * len(fields)
         self.size = 0
         for i in self.order:
-            self._starts[i] = self.size
+            starts[i] = self.size
             self.size += self.layouts[i].size_bytes
+        self._places = [
+            (layout.shape, layout.ring.dtype, start)
+            for layout, start in zip(self.layouts, starts, strict=True)
+        ]
 
     def buffer(self) -> Buffer:
         """Return memory for all arrays."""
@@ -34,10 +38,8 @@ class Placement:
 
     def views(self, buffer: Buffer) -> list[RingArray]:
         """Return the arrays that lie in a buffer."""
-        return [
-            np.ndarray(layout.shape, layout.ring.dtype, buffer.data, start)
-            for layout, start in zip(self.layouts, self._starts, strict=True)
-        ]
+        memory = buffer.data
+        return [np.ndarray(shape, dtype, memory, start) for shape, dtype, start in self._places]
 
     def fill(self, buffer: Buffer, arrays: Sequence[RingArray], stream: Stream) -> None:
         """Overwrite the arrays in a buffer, in the order in which they lie, with words of a stream."""
