@@ -218,7 +218,7 @@ def test_knots_share_their_tables() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     one, pair = Layout((3,), RING32), Layout((2,), RING64)
 
-    for make, words in [
+    refused: list[tuple[Callable[[], object], str]] = [
         (partial(MultiplyGate, DEALER, one, Layout((3,), RING64)), "one ring"),
         (partial(MultiplyGate, DEALER, one, Layout((2,), RING32)), "do not broadcast"),
         (partial(MaximumGate, DEALER, one, window_bits=33), "does not fit"),
@@ -232,7 +232,8 @@ def test_what_does_not_fit_is_refused() -> None:
         (partial(Pieces, (1, 2), (3,), 0, 0), "for each of at least one knot"),
         (partial(TopKGate, DEALER, one, 4, bits=0, window_bits=9), "list of two values or more"),
         (partial(TopKGate, DEALER, one, 1, bits=24, window_bits=9), "does not fit"),
-    ]:  # fmt: skip
+    ]  # fmt: skip
+    for make, words in refused:
         with pytest.raises(UsageError, match=words):
             make()
 

@@ -41,6 +41,8 @@ def _two_models() -> tuple[Model, Model]:
 def one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deal all rows at once, so that every message has one line a row."""
     monkeypatch.setattr(engine, "BLOCK_IMAGES", ROWS)
+    for limit in ("BLOCK_BYTES", "BATCH_BYTES"):
+        monkeypatch.setattr(engine, limit, 1 << 40)
 
 
 def _ask(model: Model, plan: Plan = LABEL, **options: Any) -> SimulationResult[Any]:

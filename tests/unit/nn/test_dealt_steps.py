@@ -99,7 +99,8 @@ def _every_gate() -> tuple[Plan, Weights]:
 
 def _softmax(logits: Floats) -> Floats:
     powers: Floats = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    shares: Floats = powers / powers.sum(axis=1, keepdims=True)
+    return shares
 
 
 @pytest.mark.parametrize("make", [_short_conv, _every_gate])
