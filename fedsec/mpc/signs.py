@@ -136,9 +136,8 @@ class SignMasks(NamedTuple):
     @classmethod
     def draw(cls, party: Party, window: SignWindow) -> SignMasks:
         """Draw both."""
-        words = window.lane_words
-        tree = draw_mask(party, (window.opened_planes, words), BIT_WORDS)
-        return cls(tree, draw_mask(party, (1, words), BIT_WORDS))
+        parts = draw_mask(party, (window.opened_planes + 1, window.lane_words), BIT_WORDS)
+        return cls(tuple(part[:-1] for part in parts), tuple(part[-1:] for part in parts))
 
     def words(self, count: int, ring: Ring) -> RingArray:
         """Return, at party 0, the mask of each sign as a word 0 or 1."""

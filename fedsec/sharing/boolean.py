@@ -24,10 +24,6 @@ Planes = npt.NDArray[np.uint64]
 
 LANES = 64
 
-# Three exchanges transpose the 8x8 bit matrix in a uint64: (distance, mask of the lower partner). Warren,
-# "Hacker's Delight", 2nd edition, section 7-3.
-_TRANSPOSE = ((7, 0x00AA00AA00AA00AA), (14, 0x0000CCCC0000CCCC), (28, 0x00000000F0F0F0F0))
-
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
 class BitShare:
@@ -153,7 +149,7 @@ def reconstruct(shares: Sequence[BitShare]) -> Planes:
 
 
 def pack_bits(words: RingArray, planes: int) -> Planes:
-    """Slice ring elements into bit planes.
+    """Slice ring elements into bit planes, with a compiled kernel.
 
     Args:
         words: Ring elements, shape [n].
@@ -166,21 +162,22 @@ def pack_bits(words: RingArray, planes: int) -> Planes:
         UsageError: ``words`` is not one-dimensional, or the number of planes does not fit its ring.
         InputError: ``words`` does not hold ring elements.
     """
-    ring = ring_of(words)
-    if words.ndim != 1 or not 1 <= planes <= ring.bits:
-        raise UsageError(
-            f"1 to {ring.bits} bit planes are cut from a flat array, "
-            f"got {planes} planes and shape {words.shape}"
-        )
-    size = -(-planes // 8)
-    # Byte b of every element in row b, padded to whole planes of 64 elements; then 8 elements a uint64.
-    rows = np.zeros((size, _lane_words(words.size) * LANES), dtype=np.uint8)
-    word_bytes = np.ascontiguousarray(words).view(np.uint8).reshape(-1, ring.element_bytes)
-    rows[:, : words.size] = word_bytes[:, :size].T
-    tiles = _transpose_tiles(rows.view("<u8"))
-    # Byte p of a tile is now bit p of its 8 elements: gather the bytes of one p into one plane.
-    sliced = np.ascontiguousarray(tiles.view(np.uint8).reshape(size, -1, 8).transpose(0, 2, 1))
-    return _as_planes(sliced.view("<u8").reshape(size * 8, -1)[:planes])
+    _check_cut(words, planes)
+    from fedsec.sharing import _compiled  # noqa: PLC0415 - numba is loaded at the first call, not at import
+
+    sliced: Planes = np.empty((planes, _lane_words(words.size)), dtype=np.uint64)
+    _compiled.slice_bits(np.ascontiguousarray(words), sliced)
+    return sliced
+
+
+def pack_bits_plain(words: RingArray, planes: int) -> Planes:
+    """Slice with numpy: the reference that ``pack_bits`` is tested against, with the same arguments."""
+    _check_cut(words, planes)
+    sliced = np.zeros((planes, 8 * _lane_words(words.size)), dtype=np.uint8)
+    for p in range(planes):
+        octets = np.packbits((words >> words.dtype.type(p)).astype(np.uint8) & 1, bitorder="little")
+        sliced[p, : octets.size] = octets
+    return _as_planes(sliced.view("<u8"))
 
 
 def unpack_bits(bits: Planes, count: int, ring: Ring = RING64) -> RingArray:
@@ -201,22 +198,21 @@ def unpack_bits(bits: Planes, count: int, ring: Ring = RING64) -> RingArray:
     _check_planes(bits, count)
     if len(bits) > ring.bits:
         raise UsageError(f"{len(bits)} bit planes do not fit the {ring.bits}-bit ring")
-    size = -(-len(bits) // 8)
-    padded = np.zeros((size * 8, bits.shape[1]), dtype="<u8")
-    padded[: len(bits)] = bits
-    tiles = np.ascontiguousarray(padded.view(np.uint8).reshape(size, 8, -1).transpose(0, 2, 1))
-    rows = _transpose_tiles(tiles.view("<u8").reshape(size, -1)).view(np.uint8)
-    words = np.zeros(count, dtype=ring.dtype)
-    words.view(np.uint8).reshape(-1, ring.element_bytes)[:, :size] = rows[:, :count].T
+    octets = np.ascontiguousarray(bits, dtype="<u8").view(np.uint8)
+    digits = (np.unpackbits(row, count=count, bitorder="little").astype(ring.dtype) for row in octets)
+    words = next(digits, np.zeros(count, dtype=ring.dtype))
+    for p, row in enumerate(digits, start=1):
+        words |= row << ring.dtype.type(p)
     return words
 
 
-def _transpose_tiles(tiles: Planes) -> Planes:
-    """Transpose the 8x8 bit matrix in every uint64: bit p of byte e becomes bit e of byte p."""
-    for distance, mask in _TRANSPOSE:
-        swapped = (tiles ^ (tiles >> np.uint64(distance))) & np.uint64(mask)
-        tiles = tiles ^ swapped ^ (swapped << np.uint64(distance))
-    return tiles
+def _check_cut(words: RingArray, planes: int) -> None:
+    ring = ring_of(words)
+    if words.ndim != 1 or not 1 <= planes <= ring.bits:
+        raise UsageError(
+            f"1 to {ring.bits} bit planes are cut from a flat array, "
+            f"got {planes} planes and shape {words.shape}"
+        )
 
 
 def _lane_words(count: int) -> int:

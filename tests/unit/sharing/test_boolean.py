@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from fedsec.errors import InputError, ProtocolError, UsageError
 from fedsec.ring import RING32, RING64, WORD_SIZES, KeyedStream, Ring
 from fedsec.sharing import boolean
-from fedsec.sharing.boolean import BitShare, pack_bits, unpack_bits
+from fedsec.sharing.boolean import BitShare, pack_bits, pack_bits_plain, unpack_bits
 
 
 def _packed_plainly(words, planes):
@@ -40,6 +40,7 @@ def test_packing_equals_its_plain_twin(count, bits, data, key):
     packed = pack_bits(words, planes)
 
     assert packed.dtype == np.uint64
+    np.testing.assert_array_equal(packed, pack_bits_plain(words, planes))
     np.testing.assert_array_equal(packed, _packed_plainly(words, planes))
     kept = words & Ring(bits).dtype.type(2**planes - 1)
     np.testing.assert_array_equal(unpack_bits(packed, count, Ring(bits)), kept)
