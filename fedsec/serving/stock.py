@@ -14,6 +14,8 @@ from fedsec.nn.engine import Engine
 
 PORTION_S = 0.0015
 """What one portion may take: the longest that a request waits for it."""
+BUSY = 4
+"""A portion may take so many times as long as its work: other processes, or links, before it gets smaller."""
 QUIET_S = 0.003
 """Preparing begins when nobody has asked for so long: who asks again and again is not kept waiting."""
 MOST_IMAGES = 16
@@ -34,7 +36,6 @@ class Stock:
 
     def __init__(self, engine: Engine, reveals: tuple[Reveal, ...]) -> None:
         self._engine = engine
-        self._reveals = reveals
         self._reveal = reveals[0]
         self._portion = 1
         self._quiet_since = 0.0
@@ -78,9 +79,11 @@ class Stock:
             raise ProtocolError(
                 f"expected to prepare 1 to {MOST_IMAGES} images within the stock, got {images} for {reveal!r}"
             )
-        began = time.monotonic()
+        began, began_work = time.monotonic(), time.thread_time()
         self._engine.prepare(images, reveal)
-        took = max(time.monotonic() - began, 1e-6)
+        # A busy machine stretches a portion, and small ones are dear: work counts, unless links are slow.
+        worked, waited = time.thread_time() - began_work, time.monotonic() - began
+        took = max(worked, waited / BUSY, 1e-6)
         # Half as many or twice as many as before at most: one slow portion says little.
         fitting = int(images * PORTION_S / took)
         self._portion = max(1, min(MOST_IMAGES, max(images // 2, min(2 * images, fitting))))

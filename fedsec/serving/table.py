@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -56,10 +57,15 @@ class Table:
         self._send_all("proposal", proposal)
 
     def listen(self, seconds: float, bell: Bell) -> None:
-        """Leader: take ballots that are cast ahead; ends with the first one, the bell, or the time."""
-        open_links = {link: party for party, link in self._links.items() if party not in self._ballots}
-        for link in wait_any(list(open_links), seconds, bell):
-            self._take(open_links[link])
+        """Leader: take ballots that are cast ahead; ends with the last one, the bell, or the time."""
+        until = time.monotonic() + seconds
+        while True:
+            expected = {link: party for party, link in self._links.items() if party not in self._ballots}
+            ready = wait_any(list(expected), until - time.monotonic(), bell)
+            for link in ready:
+                self._take(expected[link])
+            if not ready or len(self._ballots) == PARTIES - 1:
+                return
 
     def silence(self) -> Deadline:
         """Return until when a follower waits that begins to wait for the leader now."""
