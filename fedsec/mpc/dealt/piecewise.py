@@ -57,8 +57,6 @@ class KnotSigns(Signs):
         knots: Sequence[RingArray],
         window_bits: int,
         payloads: Sequence[Payload],
-        *,
-        shift: int,
     ) -> None:
         """Choose the chunks.
 
@@ -66,14 +64,13 @@ class KnotSigns(Signs):
             party_id: Id of the party that holds this.
             count: Values of x an image.
             knots: Public ring elements, one a knot.
-            window_bits: Bits of x - knot above the lowest ``shift``, the sign among them.
+            window_bits: Bits of x - knot, the sign among them.
             payloads: What is multiplied with each sign; values are [N, knots * count].
-            shift: Number of low bits that are not looked at.
 
         Raises:
             UsageError: There are no tables for a window of so many bits.
         """
-        super().__init__(party_id, len(knots) * count, window_bits, payloads, shift=shift)
+        super().__init__(party_id, len(knots) * count, window_bits, payloads)
         self._knots = knots
         tables = tuple(layout(chunk.ring, self.n, count) for chunk in self.chunks)
         self.fields = Fields(tables + self.fields.dealt[self.n :], self.fields.masks)
@@ -105,8 +102,7 @@ class PiecewiseGate(Gate):
         first_slope * x + offset + sum of slopes[k] * keep_k * (x - knots[k])
 
     The signs of all x - knots[k] are opened together. With x = m + r the evaluators have shares of keep_k * m
-    locally, and keep_k * r is dealt. A sign may ignore the lowest g bits of x: then the slope may change up
-    to 2^g behind the knot, and y is off by that times the change at most.
+    locally, and keep_k * r is dealt.
     """
 
     def __init__(
@@ -118,7 +114,6 @@ class PiecewiseGate(Gate):
         window_bits: int,
         bits: int,
         ring: Ring,
-        ignore_bits: int = 0,
         final: bool = False,
     ) -> None:
         """Choose tables.
@@ -127,11 +122,9 @@ class PiecewiseGate(Gate):
             party_id: Id of this party.
             source: Shape without the batch, and ring of x. Two bits of the ring must be free above the sum.
             pieces: The function.
-            window_bits: Number w of bits that hold every x - knots[k] with its sign; if the lowest g are
-                ignored, they are at least -2^(w-1) + 2^g.
+            window_bits: Number of bits that hold every x - knots[k] with its sign.
             bits: Number of low bits to drop from the sum.
             ring: Ring of the result.
-            ignore_bits: Number g of low bits of x that the signs do not look at.
             final: Whether the result stays in additive shares.
 
         Raises:
@@ -147,9 +140,8 @@ class PiecewiseGate(Gate):
             party_id,
             count_of(source.shape),
             list(self._knots),
-            window_bits - ignore_bits,
+            window_bits,
             [Payload(source.ring, 1), Payload(source.ring)],
-            shift=ignore_bits,
         )
         self._truncation = None
         if bits:

@@ -25,7 +25,6 @@ from fedsec.mpc.dealt.comparisons import (
 from fedsec.mpc.dealt.maximum import LargestGate, MaximumGate, last_axis, windows_of
 from fedsec.mpc.dealt.piecewise import Pieces, PiecewiseGate
 from fedsec.mpc.dealt.products import MultiplyGate
-from fedsec.mpc.dealt.protocols import run_alone
 from fedsec.mpc.dealt.ranking import LargestAtOnceGate, TopKGate, largest_of_last_axis
 from fedsec.mpc.party import Layout
 from fedsec.ring import RING32, RING64, Ring, fresh_stream, signed
@@ -185,22 +184,6 @@ def test_piecewise_linear_functions(ring: Ring) -> None:
 
     assert np.array_equal(exact, _function(x))
     assert set((cut - (_function(x) >> 5)).ravel().tolist()) <= {0, -1}
-
-
-def test_a_sign_that_ignores_bits_bends_up_to_so_much_behind_the_knot() -> None:
-    bend = Pieces(knots=(10,), slopes=(3,), first_slope=1, offset=0)
-    x = np.arange(-100, 100)[:, np.newaxis]
-    gate = partial(PiecewiseGate, pieces=bend, window_bits=9, bits=0, ring=RING64, ignore_bits=4)
-
-    def protocol(party: Any, share: RepShare) -> RepShare:
-        return run_alone(party, gate(party.id, Layout((1,), RING64)), [share], 0)
-
-    z = np.concatenate([_run(protocol, _shared(x)) for _ in range(8)], axis=1)
-
-    full = x + 3 * np.maximum(x - 10, 0)
-    behind = (x >= 10) & (x < 10 + 16)
-    assert np.all((z == full) | (behind & (z == x)))
-    assert np.any(z != full)
 
 
 def test_knots_share_their_tables() -> None:
