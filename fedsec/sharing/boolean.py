@@ -198,9 +198,11 @@ def unpack_bits(bits: Planes, count: int, ring: Ring = RING64) -> RingArray:
     _check_planes(bits, count)
     if len(bits) > ring.bits:
         raise UsageError(f"{len(bits)} bit planes do not fit the {ring.bits}-bit ring")
+    if not len(bits):
+        return np.zeros(count, dtype=ring.dtype)
     octets = np.ascontiguousarray(bits, dtype="<u8").view(np.uint8)
     digits = (np.unpackbits(row, count=count, bitorder="little").astype(ring.dtype) for row in octets)
-    words = next(digits, np.zeros(count, dtype=ring.dtype))
+    words = next(digits)
     for p, row in enumerate(digits, start=1):
         words |= row << ring.dtype.type(p)
     return words

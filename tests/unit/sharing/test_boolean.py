@@ -55,6 +55,10 @@ def test_planes_unpack_into_a_wider_ring(stream):
         unpack_bits(packed, 70, Ring(16))
 
 
+def test_no_planes_are_zeros():
+    np.testing.assert_array_equal(unpack_bits(np.zeros((0, 2), dtype=np.uint64), 70), np.zeros(70))
+
+
 def test_strided_words_are_packed(stream):
     words = stream.words(200)
 
