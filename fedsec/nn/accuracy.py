@@ -169,9 +169,9 @@ def _relu(step: Relu, here: _Here) -> Interval:
     # A value below the sign's resolution may come out as 0.
     resolution = 2.0 ** (step.ignore_bits - left) if step.ignore_bits else 0.0
     low, high = np.minimum(error.low, 0.0) - resolution, np.maximum(error.high, 0.0)
-    # What comes out lies in the output's bounds, and what should come out is not below zero nor above what
-    # the error allows.
-    most = np.maximum(here.output.high - np.minimum(error.low, 0.0) + resolution, 0.0)
+    # What comes out lies in the output's bounds, and what should come out between zero and what the error
+    # allows.
+    most = np.maximum(here.inputs[0].high - here.errors[0].low, 0.0)
     return Interval(np.maximum(low, -most), np.minimum(high, here.output.high))
 
 

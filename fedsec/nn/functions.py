@@ -63,8 +63,9 @@ def fit(function: Smooth, low: float, high: float, *, error: float, fraction_bit
         UnsupportedModelError: If more pieces would be needed than are worth it.
     """
     reach = _reach(function, error / 4)
+    if low >= reach[1] or high <= reach[0]:
+        return _straight(function, low, high, fraction_bits)
     start, end = max(low, reach[0]), min(high, reach[1])
-    start, end = (start, end) if start < end else reach
     places, total = _bending(function, start, end)
     # With n pieces the error is about (total / n)^2 / 16.
     fewest = max(2, int(0.8 * total[-1] / 4 / math.sqrt(error)))
@@ -79,6 +80,17 @@ def fit(function: Smooth, low: float, high: float, *, error: float, fraction_bit
         f"a function needs more than {MOST_PIECES} pieces for an error of {error:g} between {low:g} and"
         f" {high:g}; allow a larger error"
     )
+
+
+def _straight(function: Smooth, low: float, high: float, fraction_bits: int) -> Pieces:
+    """Return the one line that a function is, but for a small error, where its asymptote is near."""
+    at_right = low >= function.high
+    line, nearest = (function.right, low) if at_right else (function.left, high)
+    slope, offset = (round(math.ldexp(line[i], SLOPE_BITS + i * fraction_bits)) for i in (0, 1))
+    # One knot, at which nothing changes.
+    knot = round(math.ldexp(nearest, fraction_bits))
+    error = abs(_distance(function, nearest, line)) + 1e-12
+    return Pieces((knot,), (0,), slope, offset, SLOPE_BITS, error)
 
 
 def _reach(function: Smooth, error: float) -> tuple[float, float]:
