@@ -33,8 +33,8 @@ from fedsec.transport.cluster_file import is_loopback
 
 READY_S = 20.0
 """Seconds until every party must accept connections; one takes about 0.5 s on an idle machine."""
-STOP_S = 5.0
-"""Seconds between SIGTERM and SIGKILL."""
+STOP_S = 8.0
+"""Seconds between SIGTERM and SIGKILL: a party first answers what it has accepted, for up to 3 s."""
 ALIVE_S = 3.0
 """Seconds in which a party that is well completes a handshake."""
 LOCALHOST = "127.0.0.1"
@@ -218,7 +218,7 @@ class Cluster:
         return self
 
     def stop(self) -> dict[str, int]:
-        """End the local parties: SIGTERM, 5 seconds, SIGKILL; a temporary folder is removed.
+        """End the local parties: SIGTERM, 8 seconds, SIGKILL; a temporary folder is removed.
 
         May be called at any time and again.
 
