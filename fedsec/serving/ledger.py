@@ -134,7 +134,7 @@ class Ledger:
                 raise UsageError("a service of this id ran here before: draw a fresh id for every service")
             row = (service, model, num_requests, quota, answered)
             db.execute("INSERT INTO service VALUES (?, ?, ?, ?, ?)", row)
-        return ServiceBook(self, service, model, num_requests, quota)
+        return ServiceBook(self, service, model, num_requests, quota, answered=answered)
 
     def read_one(self, query: str, values: tuple[bytes, ...]) -> int | None:
         """Return the single integer that a query finds, or None."""
@@ -222,10 +222,18 @@ class ServiceBook:
         model: the model's id.
         num_requests: images that the service may answer; None means no limit.
         quota: images that one certificate may ask of the model; None means no limit.
+        answered: images answered so far.
     """
 
     def __init__(
-        self, ledger: Ledger, service: bytes, model: bytes, num_requests: int | None, quota: int | None
+        self,
+        ledger: Ledger,
+        service: bytes,
+        model: bytes,
+        num_requests: int | None,
+        quota: int | None,
+        *,
+        answered: int = 0,
     ) -> None:
         self.ledger = ledger
         self.service = service
@@ -233,7 +241,7 @@ class ServiceBook:
         self.num_requests = num_requests
         self.quota = quota
         self._lock = threading.Lock()
-        self._answered = ledger.answered(service) or 0
+        self._answered = answered
         self._usage: dict[bytes, int] = {}
         self._names: dict[bytes, str] = {}
 

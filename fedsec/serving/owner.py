@@ -28,13 +28,10 @@ from fedsec.serving.asking import Ask, ask_each, connect_all
 from fedsec.serving.messages import (
     ID_BYTES,
     ForgetModel,
-    LedgerPage,
     Mode,
     ModelForgotten,
     ModelHeld,
-    QueryRecord,
     ReadCount,
-    ReadLedger,
     ReadStatus,
     Serve,
     ServiceCount,
@@ -215,16 +212,6 @@ class Owner:
             self._channels, [Ask(ReadCount(service=service))] * 3, ServiceCount, Deadline.after(_ANSWER_S)
         )
         return max(count.answered for count, _ in replies)
-
-    def ledger(self, most: int = 20, before: int | None = None) -> tuple[QueryRecord, ...]:
-        """Return the newest queries in the leader's ledger, the last one first.
-
-        Args:
-            most: how many, at most 1,000.
-            before: only those with a lower number, to page on to older ones.
-        """
-        asked = ReadLedger(most=most, before=before)
-        return call(self._channels[0], asked, LedgerPage, deadline=Deadline.after(_ANSWER_S))[0].queries
 
     def forget(self, model_id: bytes | None = None) -> None:
         """Let all three parties drop their parts of a model that is not being served.
