@@ -5,6 +5,7 @@ to compute in ``fedsec.nn.plaintext`` and ``fedsec.nn.layers`` (both have a ``pr
 """
 
 from fedsec.nn import layers, plaintext
+from fedsec.nn.accuracy import error_bound
 from fedsec.nn.network import Network
 from fedsec.nn.plan import REVEALS, Plan, Reveal, WeightSpec
 from fedsec.nn.planner import plan_network
@@ -30,6 +31,7 @@ __all__ = [
     "decode_output",
     "encode_input",
     "encode_weights",
+    "error_bound",
     "layers",
     "load_weights",
     "plaintext",
