@@ -14,8 +14,8 @@ from fedsec.ring import RingArray, decode, fresh_stream
 from fedsec.sharing import replicated
 from fedsec.sharing.replicated import RepShare
 
-_TOGETHER = 1_000
-"""Images whose shares are held at a time."""
+_BATCHES = 4
+"""Batches of one simulation: its dealer runs ahead, and what it has dealt waits in memory."""
 
 
 def answers(
@@ -30,8 +30,8 @@ def answers(
     """Share parameters and images, run the three parties batch by batch, join their answers."""
     head = plan.with_head(reveal)
     found = []
-    for start in range(0, len(images), _TOGETHER):
-        words = encode_input(plan, images[start : start + _TOGETHER])
+    for start in range(0, len(images), _BATCHES * batch):
+        words = encode_input(plan, images[start : start + _BATCHES * batch])
         parts = [words[first : first + batch] for first in range(0, len(words), batch)]
         found.append(_joined(plan, weights, parts, mode, reveal))
     return decode(np.concatenate(found), head.output_fraction_bits)

@@ -11,25 +11,18 @@ from private_prediction import answers
 
 from fedsec.learning import data
 from fedsec.learning.export import export
+from fedsec.learning.export.table import STATED_ERRORS
 from fedsec.nn.accuracy import error_bound
 from fedsec.nn.engine import MODES, Mode
 
 FLOAT32 = 1e-4
 """What Keras' own float32 may be off by in a logit."""
 
-SEEN = {
-    "short-conv": 0.03,
-    "short-conv-16": 0.03,
-    "short-conv-16-logits": 0.03,
-    "tf-privacy": 0.03,
-    "lenet-5": 0.1,
-    "mlp": 0.03,
-    "small-resnet": 0.1,
-}
-"""Largest logit error that is accepted; the proven bound adds up worst cases and is far above it."""
-
-MODELS = tuple(SEEN)
+MODELS = tuple(STATED_ERRORS)
 QUICK = tuple(name for name in MODELS if name != "short-conv-16")
+
+BATCH = {"lenet-5": 20, "small-resnet": 50}
+"""Images at a time, where it is not 100: straight pieces take memory for each of their knots."""
 
 LABEL_DIFFERENCES = dict.fromkeys(("short-conv", "short-conv-16", "short-conv-16-logits"), 2)
 """The most in 10,000 images."""
@@ -41,7 +34,7 @@ def compare(mnist: data.Mnist, trained: Any, name: str, mode: Mode, count: int) 
     plan, weights = export(trained.model)
     bound = error_bound(plan, weights) + FLOAT32
 
-    logits = answers(plan, weights, images, mode)
+    logits = answers(plan, weights, images, mode, batch=BATCH.get(name, 100))
 
     error = float(np.abs(logits - expected).max())
     differs = logits.argmax(axis=1) != expected.argmax(axis=1)
@@ -53,11 +46,9 @@ def compare(mnist: data.Mnist, trained: Any, name: str, mode: Mode, count: int) 
         f" {error:.5f}, proven bound {bound:.4f}, Keras' accuracy {accuracy:.4f}"
     )
     assert accuracy > 0.7
-    assert error <= bound
-    assert error <= SEEN[name]
-    assert not (differs & (gaps >= 2 * bound)).any()
-    # The tighter of the two, too.
-    assert not (differs & (gaps >= 2 * SEEN[name])).any()
+    # The proven bound is above what is stated of these networks, but holds for any input.
+    assert error <= STATED_ERRORS[name] <= bound
+    assert not (differs & (gaps >= 2 * STATED_ERRORS[name])).any()
     assert differs.sum() <= LABEL_DIFFERENCES.get(name, count)
 
 
@@ -84,7 +75,7 @@ def test_what_else_can_be_revealed_is_keras_too(
 
     ranked = -np.sort(-expected, axis=1)
     chosen = np.take_along_axis(expected, top3.astype(int), axis=1)
-    np.testing.assert_allclose(chosen, ranked[:, :3], atol=2 * SEEN["short-conv"])
+    np.testing.assert_allclose(chosen, ranked[:, :3], atol=2 * STATED_ERRORS["short-conv"])
     np.testing.assert_array_equal(label[:, 0], top3[:, 0])
     assert all(len(set(row)) == 3 for row in top3.tolist())
     np.testing.assert_allclose(probabilities, trained.model(images).numpy(), atol=0.02)
