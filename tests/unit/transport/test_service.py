@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -28,6 +29,7 @@ from fedsec.transport import (
     serve_channel,
 )
 from fedsec.transport.bodies import CHUNK_BYTES, UNASKED_BYTES
+from fedsec.transport.server import Occupation
 
 
 class Ask(msgspec.Struct, tag="ask"):
@@ -295,3 +297,62 @@ def test_threat_38_what_msgspec_does_not_wrap_costs_one_request(served: Connect,
     reply = channel.receive("ask/reply", max_bytes=10_000, deadline=_soon())
     assert b"expected a Ask" in reply
     assert call(channel, Ask(1), Told, deadline=_soon())[0] == Told(2)
+
+
+def _frame(size: int, rest: bytes) -> bytes:
+    return size.to_bytes(8, "big") + rest
+
+
+def test_a_short_body_travels_in_the_frame_of_its_message(served: Connect) -> None:
+    channel = served(ECHO)
+    before = channel.meter.messages
+    call(channel, Ask(1), Told, body=bytes(UNASKED_BYTES), deadline=_soon(), max_body_bytes=UNASKED_BYTES)
+    assert channel.meter.messages - before == 2
+
+
+def test_a_short_body_may_follow_in_frames_of_its_own(served: Connect) -> None:
+    channel = served(ECHO)
+    channel.send("ask/request", _frame(5, msgspec.msgpack.encode(Ask(1))), _soon())
+    channel.send("ask/body", b"123", _soon())
+    channel.send("ask/body", b"45", _soon())
+    assert channel.receive("ask/reply", max_bytes=100, deadline=_soon()).endswith(b"12345")
+
+
+@pytest.mark.parametrize("size", [30, 10**6, 2**62])
+def test_threat_37_a_body_that_is_said_to_be_inside_and_is_not_ends_the_connection(
+    served: Connect, size: int
+) -> None:
+    channel = served(ECHO)
+    channel.send("ask/request", _frame(1 << 63 | size, msgspec.msgpack.encode(Ask(1))), _soon())
+    with pytest.raises(PeerLostError):
+        channel.receive("ask/reply", max_bytes=100, deadline=_soon())
+
+
+def test_threat_37_a_long_body_inside_a_frame_is_measured_like_any_other(served: Connect) -> None:
+    channel = served(Route(Ask, frozenset({Role.HOSPITAL}), _echo, max_body_bytes=10))
+    inside = _frame(1 << 63 | 200_000, msgspec.msgpack.encode(Ask(1)) + bytes(200_000))
+    channel.send("ask/request", inside, _soon())
+    assert b"at most 10 bytes" in channel.receive("ask/reply", max_bytes=1000, deadline=_soon())
+    assert call(channel, Ask(1), Told, deadline=_soon())[0] == Told(2)
+
+
+def test_a_connection_that_is_to_end_sends_the_answer_it_is_busy_with() -> None:
+    mesh = memory_mesh(["party-0", "h"], roles={"h": Role.HOSPITAL})
+    occupation, go_on = Occupation(), threading.Event()
+
+    def slow(request: Call) -> Reply:
+        go_on.wait(5)
+        return Reply(Told(7))
+
+    routes = [Route(Ask, frozenset({Role.HOSPITAL}), slow)]
+    limits = Limits(idle_s=10, request_s=5)
+    server = threading.Thread(target=serve_channel, args=(mesh["party-0", "h"], routes, limits, occupation))
+    server.start()
+    mesh["h", "party-0"].send("ask/request", _frame(0, msgspec.msgpack.encode(Ask(1))), _soon())
+    while not occupation.busy:
+        time.sleep(0.005)
+    occupation.ending = True
+    go_on.set()
+    assert mesh["h", "party-0"].receive("ask/reply", max_bytes=100, deadline=_soon())[0] == 0
+    server.join(5)
+    assert not server.is_alive()
