@@ -35,7 +35,6 @@ from fedsec.transport.bodies import (
     unpack,
 )
 from fedsec.transport.calling import FAILED, MOST_ERROR_TEXT, OK, ErrorReply
-from fedsec.transport.calling import call as call  # noqa: PLC0414 - exported again
 from fedsec.transport.channel import Channel
 from fedsec.transport.deadline import Deadline
 from fedsec.transport.identity import Peer, Role
