@@ -9,7 +9,8 @@ from fedsec.serving.messages import LinkOpened, OpenLink, ReadStatus, Status
 from fedsec.serving.parts import PARTIES
 from fedsec.serving.running import Terms
 from fedsec.transport import Channel, Deadline, Endpoint, Identity, Meter
-from fedsec.transport.service import Call, call
+from fedsec.transport.calling import call
+from fedsec.transport.service import Call
 from fedsec.transport.tls import connect
 
 
