@@ -13,6 +13,7 @@ from fedsec.mpc.dealt import DEALER
 from fedsec.nn import layers
 from fedsec.nn.dealt import Block, Program
 from fedsec.nn.plan import Plan, Reveal
+from fedsec.nn.weights import check_shares
 from fedsec.ring import RingArray
 from fedsec.sharing.replicated import RepShare
 
@@ -60,10 +61,16 @@ class PlainEngine:
     mode: Mode = "plain"
 
     def __init__(self, party: Party, plan: Plan, weights: Sequence[RepShare]) -> None:
-        """Take this party's shares of the parameters, in the plan's order."""
+        """Take this party's shares of the parameters, in the plan's order.
+
+        Raises:
+            InputError: They are not those of the plan.
+        """
+        check_shares(plan, weights)
         self._party = party
         self._plan = plan
-        self._weights = tuple(weights)
+        self._weights = tuple(layers.in_rings(plan, weights))
+        self._heads: dict[Reveal, Plan] = {}
 
     def prepare(self, images: int, reveal: Reveal) -> None:
         """Do nothing: nothing can be prepared."""
@@ -83,7 +90,9 @@ class PlainEngine:
             InputError: The shares are not those of the plan's inputs.
             PeerLostError, DeadlineError, ProtocolError: As the protocols. The session is over.
         """
-        answer = layers.predict(self._party, self._plan.with_head(reveal), self._weights, x)
+        if reveal not in self._heads:
+            self._heads[reveal] = self._plan.with_head(reveal)
+        answer = layers.predict(self._party, self._heads[reveal], self._weights, x)
         # Fresh: the three shares together tell their receiver the answer and nothing of how it came about.
         masked: RingArray = answer.own + self._party.zero_share(answer.shape)
         return masked
