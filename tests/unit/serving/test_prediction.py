@@ -22,9 +22,11 @@ from fedsec.errors import (
     ProtocolError,
     ServiceEndedError,
     TrustError,
+    UnsupportedModelError,
     UsageError,
 )
-from fedsec.nn import Plan, Weights, plaintext
+from fedsec.nn import Network, Plan, Weights, plaintext, plan_network
+from fedsec.nn.network import DenseLayer, FlattenLayer
 from fedsec.ring import RING64
 from fedsec.serving import asking, messages, parts
 from fedsec.serving import client as client_module
@@ -343,10 +345,24 @@ def test_serving_needs_the_model_at_all_three_parties(trio: Any, model: Model) -
             owner.serve()
 
 
-def test_parties_that_were_told_other_terms_do_not_start(trio: Any, model: Model) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"num_requests": 4},
+        {"answered": 1},
+        {"quota": 9},
+        {"mode": "plain"},
+        {"reveals": ("logits", "label")},
+        {"reveals": ("label",)},
+    ],
+    ids=str,
+)
+def test_parties_that_were_told_other_terms_do_not_start(
+    trio: Any, model: Model, other: dict[str, Any]
+) -> None:
     with trio.owner() as owner:
-        model_id = owner.share(*model)
-        told = [messages.Serve(service=b"s" * 16, model=model_id, num_requests=n) for n in (3, 3, 4)]
+        terms: dict[str, Any] = {"service": b"s" * 16, "model": owner.share(*model), "num_requests": 3}
+        told = [messages.Serve(**terms), messages.Serve(**terms), messages.Serve(**(terms | other))]
 
         def start(party: int) -> FedsecError | None:
             with channel_to(trio, party, "owner") as channel:
@@ -615,6 +631,40 @@ def test_a_request_that_cannot_be_answered_delays_the_end_by_a_limit_only(
             assert owner.stop().state == "stopped"
             assert time.monotonic() - began < 5
             assert isinstance(alone.result(5), ServiceEndedError)
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"reveals": ("everything",)}, "reveal: expected logits, probabilities, label, top3, got everything"),
+        ({"reveals": ()}, "got none"),
+        ({"mode": "fast"}, "mode: expected dealt, plain, got fast"),
+        ({"quota": 0}, "quota: expected at least 1"),
+    ],
+)
+def test_what_no_party_knows_is_refused_before_it_is_asked(
+    trio: Any, model: Model, asked: dict[str, Any], text: str
+) -> None:
+    with trio.owner() as owner:
+        owner.share(*model)
+        with pytest.raises(UsageError, match=text):
+            owner.serve(**asked)
+        assert owner.status().state == "idle"
+
+
+def test_what_is_allowed_is_told_in_one_order_and_once(trio: Any, model: Model) -> None:
+    with serve(trio, model, reveals=("label", "logits", "label")) as owner, client(trio) as user:
+        assert owner.status().reveals == user.reveals == ("logits", "label")
+        assert user.predict(images(1), "label").shape == (1,)
+
+
+def test_a_model_without_classes_has_no_label(trio: Any) -> None:
+    one = Network("one", (6, 6, 1), (FlattenLayer("f"), DenseLayer("d", np.ones((36, 1)), np.zeros(1))))
+    with trio.owner() as owner:
+        owner.share(*plan_network(one))
+        with pytest.raises(UnsupportedModelError, match="label"):
+            owner.serve(reveals=("label",))
+        assert owner.serve(reveals=("logits",)).state == "serving"
 
 
 @pytest.mark.parametrize("mode", ["dealt", "plain"])
