@@ -35,8 +35,8 @@ CREATE TABLE IF NOT EXISTS charge (
 );
 """
 _VERSION = 2
-_LOG_BYTES = 4 << 20
-"""SQLite starts over in its write-ahead log after 1,000 pages of 4 kB."""
+_LOG_PAGES = 256
+"""SQLite starts over in its write-ahead log after so many pages of 4 kB: some 80 charges."""
 
 
 class Ledger:
@@ -66,6 +66,7 @@ class Ledger:
         with self._errors("opened"):
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             sound = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if sound == "ok" and version in {0, _VERSION}:
@@ -81,7 +82,7 @@ class Ledger:
     def _stretch_log(self) -> None:
         """Give the write-ahead log its full length now: a commit that extends it takes twice as long."""
         self._db.execute("CREATE TABLE IF NOT EXISTS filler (bytes BLOB)")
-        self._db.execute("INSERT INTO filler VALUES (zeroblob(?))", (_LOG_BYTES,))
+        self._db.execute("INSERT INTO filler VALUES (zeroblob(?))", (_LOG_PAGES * 4096,))
         self._db.execute("DROP TABLE filler")
         self._db.execute("PRAGMA wal_checkpoint(RESTART)")
 
