@@ -8,7 +8,7 @@ import numpy as np
 
 from fedsec.errors import UnsupportedModelError
 from fedsec.nn import functions, plan
-from fedsec.nn.builder import ARGUMENT_BITS, Builder, Operand
+from fedsec.nn.builder import ARGUMENT_BITS, MOST_COMPARED_BITS, Builder, Operand
 from fedsec.nn.network import FunctionLayer, ReluLayer
 from fedsec.nn.pieces import Pieces
 
@@ -22,20 +22,25 @@ def lower_relu(builder: Builder, layer: ReluLayer, x: Operand) -> Operand:
     plain = layer.negative_slope == 0.0 and layer.threshold == 0.0
     reachable = layer.max_value is not None and builder.interval(x).size >= layer.max_value * x.pending
     if not plain or reachable:
-        x = builder.dropped(layer.name, builder.divided(layer.name, x), builder.formats.fraction_bits)
+        x = _argument(builder, layer.name, x, builder.formats.fraction_bits)
         given = builder.values[x.value]
         return _put(builder, layer.name, x, _clipped(layer, given.fraction_bits, given.bound))
     ring_bits, wanted = builder.next_format
     given = builder.values[x.value]
     surplus = max(given.fraction_bits - wanted, 0)
     ignored = max(given.fraction_bits - surplus - builder.formats.sign_resolution_bits, 0)
+    window = builder.window(layer.name, x, surplus, ring_bits, ignored)
+    while window - ignored > MOST_COMPARED_BITS:
+        # Values that can be so large need no sign as fine as that of others.
+        ignored = window - MOST_COMPARED_BITS
+        window = builder.window(layer.name, x, surplus, ring_bits, ignored)
     step = plan.Relu(
         name=layer.name,
         inputs=(x.value,),
         input_shape=given.shape,
         output_shape=given.shape,
         bits=surplus,
-        window_bits=builder.window(layer.name, x, surplus, ring_bits, ignored),
+        window_bits=window,
         ring_bits=ring_bits,
         ignore_bits=ignored,
     )
@@ -50,9 +55,15 @@ def lower_function(builder: Builder, layer: FunctionLayer, x: Operand) -> Operan
             ' one (reveal="probabilities"). Use relu or sigmoid there and train again'
         )
     smooth = functions.elu(layer.alpha) if layer.kind == "elu" else functions.SMOOTH[layer.kind]
-    bits = min(ARGUMENT_BITS, builder.formats.fraction_bits)
-    x = builder.dropped(layer.name, builder.divided(layer.name, x), bits)
+    x = _argument(builder, layer.name, x, min(ARGUMENT_BITS, builder.formats.fraction_bits))
     return put_smooth(builder, layer.name, x, smooth, FUNCTION_ERROR)
+
+
+def _argument(builder: Builder, name: str, x: Operand, bits: int) -> Operand:
+    """Return a value as the argument of pieces."""
+    x = builder.divided(name, x)
+    # Its distance from a knot is what is compared: knots of smooth functions are within 16.
+    return builder.comparable(name, x, 2 * max(builder.interval(x).size, 16.0), bits)
 
 
 def put_smooth(builder: Builder, name: str, x: Operand, smooth: functions.Smooth, error: float) -> Operand:

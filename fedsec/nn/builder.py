@@ -28,6 +28,13 @@ ARGUMENT_BITS = 13
 """Fraction bits of what goes into a smooth function: finer ones are lost in its pieces' error."""
 
 
+MOST_COMPARED_BITS = 32
+"""A comparison looks at no more bits: the larger values can be, the fewer fraction bits are compared."""
+
+FEWEST_COMPARED_BITS = 4
+"""Fraction bits that a comparison of large values looks at, at least."""
+
+
 class Format(NamedTuple):
     """How a value that a gate gives, or the input, is held."""
 
@@ -227,13 +234,26 @@ class Builder:
             " (for example weight decay)"
         )
 
-    def difference_window(self, name: str, operand: Operand) -> int:
-        """Return the window of differences between any two values of an operand."""
-        given, found = self.values[operand.value], self.intervals[operand.value]
-        size = float(np.max(found.high)) - float(np.min(found.low))
-        width = max(2, 1 + given.fraction_bits + math.frexp(size)[1])
-        self.check_window(name, width, 0, (operand.value, given.ring_bits, given.ring_bits), size)
-        return width
+    def comparable(self, name: str, operand: Operand, size: float, bits: int) -> Operand:
+        """Return a value with so few fraction bits that differences can be compared.
+
+        Args:
+            name: The layer that needs it.
+            operand: The value.
+            size: Of the largest difference.
+            bits: Fraction bits that are wanted.
+
+        Raises:
+            UnsupportedModelError: If too few would be left.
+        """
+        left = min(bits, MOST_COMPARED_BITS - 1 - math.frexp(size)[1])
+        if left < FEWEST_COMPARED_BITS:
+            raise UnsupportedModelError(
+                f"layer {name!r} gets values up to {size:.4g}, of which a comparison would look at {left}"
+                f" fraction bits, fewer than {FEWEST_COMPARED_BITS}; train with smaller parameters (for"
+                " example weight decay)"
+            )
+        return self.dropped(name, operand, left)
 
     # Values in other forms.
 

@@ -62,10 +62,12 @@ def fit(function: Smooth, low: float, high: float, *, error: float, fraction_bit
     Raises:
         UnsupportedModelError: If more pieces would be needed than are worth it.
     """
-    reach = _reach(function, error / 4)
+    reach = _reach(function, error / 2)
     if low >= reach[1] or high <= reach[0]:
         return _straight(function, low, high, fraction_bits)
+    # At least some units, however little of the domain is bent.
     start, end = max(low, reach[0]), min(high, reach[1])
+    start = min(start, end - 16 * 2.0**-fraction_bits)
     places, total = _bending(function, start, end)
     # With n pieces the error is about (total / n)^2 / 16.
     fewest = max(2, int(0.8 * total[-1] / 4 / math.sqrt(error)))

@@ -26,6 +26,12 @@ from fedsec.nn.base import (
 )
 from fedsec.nn.windows import positions
 
+WIDEST_COMPARISON = 42
+"""Bits of the widest sign that dealt mode has tables for."""
+
+WIDEST_ORDER = 30
+"""Bits of the widest differences that the order of many values is taken from."""
+
 
 class _Truncating(Unary, frozen=True, kw_only=True):
     """What drops the lowest bits of its input and may give its result in another ring."""
@@ -75,6 +81,7 @@ class Relu(_Truncating, frozen=True, kw_only=True, tag="relu"):
         super()._check()
         if self.ignore_bits > self.window_bits - 2:
             raise self.refuse(f"a sign that ignores {self.ignore_bits} of {self.window_bits} bits")
+        _check_comparison(self, self.window_bits - self.ignore_bits)
 
 
 class MaxPool2D(Unary, frozen=True, kw_only=True, tag="max_pool2d"):
@@ -224,6 +231,7 @@ class TopK(Unary, frozen=True, kw_only=True, tag="top_k"):
     def follow(self, values: tuple[Value, ...]) -> Value:
         """Return integers below the number of values."""
         (x,) = values
+        _check_comparison(self, self.window_bits, WIDEST_ORDER)
         if self.bits > x.fraction_bits or self.bits + self.window_bits > x.ring_bits:
             raise self.refuse(
                 f"drops {self.bits} bits and keeps {self.window_bits} of {x.fraction_bits} fraction bits in a"
@@ -232,7 +240,13 @@ class TopK(Unary, frozen=True, kw_only=True, tag="top_k"):
         return Value(self.output_shape, 0, 64, float(1 << (self.input_shape[0] - 1).bit_length()))
 
 
+def _check_comparison(step: Unary, window_bits: int, widest: int = WIDEST_COMPARISON) -> None:
+    if window_bits > widest:
+        raise step.refuse(f"a comparison of {window_bits} bits is too wide; at most {widest} are compared")
+
+
 def _compared(step: Unary, window_bits: int, x: Value) -> Value:
+    _check_comparison(step, window_bits)
     if window_bits > x.ring_bits - 1:
         raise step.refuse(f"a window of {window_bits} bits is too wide for a {x.ring_bits}-bit ring")
     return x

@@ -17,7 +17,7 @@ import msgspec
 
 from fedsec.errors import UnsupportedModelError, UsageError
 from fedsec.nn.base import Value
-from fedsec.nn.gates import Multiply, PiecewiseLinear, ReduceMax, TopK, Truncate
+from fedsec.nn.gates import WIDEST_ORDER, Multiply, PiecewiseLinear, ReduceMax, TopK, Truncate
 from fedsec.nn.pieces import Pieces, join
 from fedsec.nn.steps import Add, AddConstant, ReduceSum
 
@@ -28,6 +28,9 @@ MOST_CLASSES = 1024
 
 LABEL_BITS = 11
 """Fraction bits of logits that are ordered: those nearer than 2^-11 to each other may change places."""
+
+FEWEST_BITS = 6
+"""Fraction bits of logits that are compared, at least, however large they can be."""
 
 _ARGUMENT_BITS = 14
 """Fraction bits of what goes into the exponential function."""
@@ -91,7 +94,7 @@ def softmax_error(classes: int) -> float:
 
 
 def _largest(value: int, logits: Value, k: int) -> TopK:
-    dropped = max(logits.fraction_bits - LABEL_BITS, 0)
+    dropped = _dropped(logits, 2 * logits.bound, LABEL_BITS)
     return TopK(
         name=f"largest {k}",
         inputs=(value,),
@@ -106,9 +109,9 @@ def _largest(value: int, logits: Value, k: int) -> TopK:
 def _softmax(value: int, logits: Value) -> list[Step]:
     """Return softmax, of differences from the largest logit so that no exponential is above 1."""
     shape, one = logits.shape, (1,)
-    dropped = max(logits.fraction_bits - _ARGUMENT_BITS, 0)
-    bits = logits.fraction_bits - dropped
     span = max(2 * logits.bound, 16.0)
+    dropped = _dropped(logits, span, _ARGUMENT_BITS)
+    bits = logits.fraction_bits - dropped
     centred, short, largest, below, exponentials, total, reciprocal = range(value + 1, value + 8)
     return [
         # What dropping bits loses on average, as biases make up for it before other truncations.
@@ -173,6 +176,22 @@ def _function(
         bound=2.0,
         error=pieces.error,
     )
+
+
+def _dropped(logits: Value, size: float, bits: int) -> int:
+    """Return how many bits are dropped from logits so that ``bits`` are left, or fewer if they are large.
+
+    Raises:
+        UnsupportedModelError: If they are too large for their differences to be compared.
+    """
+    left = min(bits, WIDEST_ORDER - 1 - math.frexp(size)[1])
+    if left < FEWEST_BITS:
+        raise UnsupportedModelError(
+            f"logits can be as large as {logits.bound:g}, of which a comparison would look at {left} fraction"
+            f" bits, fewer than {FEWEST_BITS}; reveal logits, or train with smaller parameters (for example"
+            " weight decay)"
+        )
+    return max(logits.fraction_bits - left, 0)
 
 
 def _width(size: float, fraction_bits: int) -> int:

@@ -46,11 +46,21 @@ def lower_average(builder: Builder, layer: AveragePoolLayer, x: Operand) -> Oper
 
 def lower_max_pool(builder: Builder, layer: MaxPoolLayer, x: Operand) -> Operand:
     """Append a maximum over windows."""
+    if layer.pool == (1, 1):
+        # Nothing to compare: the strides alone are those of a sum of one value.
+        return lower_average(builder, AveragePoolLayer(layer.name, (1, 1), layer.strides, layer.padding), x)
     image = expect_image(builder, layer, x)
     places = places_of(image, layer.pool, layer.strides, layer.padding)
     if min(places) < 1 or _too_wide(layer.padding, layer.pool):
         raise misfit(builder, layer, x, f"a pool of {list(layer.pool)}")
     x = builder.dropped(layer.name, x)
+    found = builder.interval(x)
+    span = float(np.max(found.high) - np.min(found.low))
+    x = builder.comparable(layer.name, x, span, builder.values[x.value].fraction_bits)
+    given = builder.values[x.value]
+    # A truncation moves values by two units at most, the same way.
+    width = max(2, 1 + given.fraction_bits + math.frexp(span + 2.0 ** (1 - given.fraction_bits))[1])
+    builder.check_window(layer.name, width, 0, (x.value, given.ring_bits, given.ring_bits), span)
     value = builder.put(
         plan.MaxPool2D(
             name=layer.name,
@@ -60,7 +70,7 @@ def lower_max_pool(builder: Builder, layer: MaxPoolLayer, x: Operand) -> Operand
             pool=layer.pool,
             strides=layer.strides,
             padding=layer.padding,
-            window_bits=builder.difference_window(layer.name, x),
+            window_bits=width,
         )
     )
     return Operand(value, x.pending)

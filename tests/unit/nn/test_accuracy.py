@@ -76,7 +76,7 @@ def test_a_coarse_sign_is_in_the_bound() -> None:
     network = Network("sign", (2,), stages, -1.0, 1.0)
     plan, weights = plan_network(network, sign_resolution_bits=4)
     fine, _ = plan_network(network, sign_resolution_bits=30)
-    x = np.linspace(-0.2, 0.2, 400).reshape(200, 2)
+    x = np.linspace(-0.2, 0.2, 400).repeat(50).reshape(-1, 2)
 
     found = seen(plan, weights, x, np.maximum(x, 0.0))
 

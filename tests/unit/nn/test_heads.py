@@ -140,6 +140,17 @@ def test_answers_that_are_no_logits_of_classes_have_no_head(reveal) -> None:
     assert one.with_head("logits") is one
 
 
+def test_larger_logits_are_compared_on_fewer_bits() -> None:
+    steps = {scale: planned(4, scale)[0].with_head("label").layers[-1] for scale in (8.0, 2.0**17, 2.0**20)}
+
+    bits = [32 - step.bits for step in steps.values() if isinstance(step, TopK)]
+    assert bits == [11, 9, 6]
+    assert max(step.window_bits for step in steps.values() if isinstance(step, TopK)) == 30
+    for reveal in ("label", "probabilities"):
+        with pytest.raises(UnsupportedModelError, match="reveal logits, or train with smaller parameters"):
+            planned(4, 2.0**22)[0].with_head(reveal)
+
+
 def test_an_unknown_way_to_reveal_is_refused() -> None:
     with pytest.raises(UsageError, match="expected logits, probabilities, label or top3"):
         planned(3)[0].with_head("everything")  # type: ignore[arg-type]

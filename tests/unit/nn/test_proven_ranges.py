@@ -25,6 +25,7 @@ from fedsec.nn.network import (
     Network,
     NetworkLayer,
     ReluLayer,
+    ReshapeLayer,
 )
 from fedsec.nn.plan import Conv2D, Dense, Linear, MaxPool2D, PiecewiseLinear, Relu, Scale, Truncate
 from fedsec.nn.rings import groups_of, small_rings
@@ -309,6 +310,29 @@ def test_a_large_product_takes_fraction_bits_from_its_kernel() -> None:
 
     found = [planned(2.0**exponent * 0.9).layers[0].weight_fraction_bits for exponent in (20, 31, 33, 36)]
     assert found == [16, 15, 13, 10]
+
+
+@pytest.mark.parametrize("exponent", [4, 12, 20, 30])
+def test_large_values_are_compared_on_fewer_fraction_bits(exponent: int) -> None:
+    scale = 2.0**exponent
+    layers = (
+        DenseLayer("d", np.eye(4) * scale, np.zeros(4)), ReluLayer("r"), ReshapeLayer("image", (2, 2, 1)),
+        MaxPoolLayer("m", (2, 1), (1, 1)), FunctionLayer("t", "tanh"), FlattenLayer("f"),
+        DenseLayer("e", np.eye(2), np.zeros(2)),
+    )  # fmt: skip
+    network = Network("large", (4,), layers, -1.0, 1.0)
+    if exponent == 30:
+        with pytest.raises(UnsupportedModelError, match=r"layer 'm' gets .* fewer than 4; train"):
+            plan_network(network)
+        return
+    plan, weights = plan_network(network)
+
+    for step in plan.layers:
+        if isinstance(step, Relu):
+            assert step.window_bits - step.ignore_bits <= 32
+        if isinstance(step, MaxPool2D | PiecewiseLinear):
+            assert step.window_bits <= 32
+    Integers(plan, weights, lambda shape: np.ones(shape, dtype=int)).run(extremes(network, 1))
 
 
 def test_the_check_itself_finds_a_window_that_is_too_narrow() -> None:
