@@ -40,13 +40,13 @@ def _halves_cost(x: RepShare | Pair, cut: Cut, window: SignWindow) -> Cost:
 
 
 def _layouts(x: RepShare | Pair, cut: Cut) -> list[Layout]:
-    """Return the layouts of the words that party 0 deals for a ReLU: r, r * A, A, u, r * u.
+    """Return the layouts of the words that party 0 deals for a ReLU: r, r * A, A; and then u, r * u.
 
     Of a replicated x that is not cut, parties 1 and 2 have components 1 and 0, halves of A.
     """
-    word = Layout(x.shape, cut.result)
-    layouts = [word, word] if isinstance(x, RepShare) and cut.is_reduction else [word, word, word]
-    return layouts if cut.factor is None else [*layouts, *2 * [Layout(x.shape, cut.factor)]]
+    words = 2 if isinstance(x, RepShare) and cut.is_reduction else 3
+    layouts = [Layout((words, *x.shape), cut.result)]
+    return layouts if cut.factor is None else [*layouts, Layout((2, *x.shape), cut.factor)]
 
 
 @protocol(cost=_truncated_relu_cost, source=_ABY2)
@@ -74,8 +74,8 @@ def truncated_relu(
     Units:     T fits ``window_bits`` signed bits, also where it is one less; the fraction bits fall by
                ``bits``. With ``ignore_bits`` = g the sign may leave out the lowest g bits of T: T in [0, 2^g)
                may come out as 0, a negative T never comes out as T.
-    Cost:      3 rounds and one a level of the carry tree (``signs``); about 27 B an element over all parties
-               in the 32-bit ring at w - g = 13, 55 B in the 64-bit ring.
+    Cost:      3 rounds and one a level of the carry tree (``signs``); about 30 B an element over all parties
+               in the 32-bit ring at w - g = 13, 50 B in the 64-bit ring.
     Security:  semi-honest, one corrupt party of three. Party 0 receives nothing. All that parties 1 and 2
                receive are dealt halves and openings under masks, uniform to them (``two_parties``). The
                components of the result are two fresh streams and the word opened under them.
@@ -117,13 +117,15 @@ def _positive_half(party: Party, x: RepShare | Pair, cut: Cut, window: SignWindo
 def _words_to_deal(party: Party, x: RepShare | Pair, cut: Cut, mask: RingArray) -> list[RingArray]:
     word, top = cut.of(known_word(party, x))
     words = [mask, mask * word] if isinstance(x, RepShare) and cut.is_reduction else [mask, mask * word, word]
-    return words if top is None else [*words, top, mask.astype(top.dtype) * top]
+    if top is None:
+        return [np.stack(words)]
+    return [np.stack(words), np.stack([top, mask.astype(top.dtype) * top])]
 
 
 def _selected_half(
     party: Party, x: RepShare | Pair, cut: Cut, positive: RingArray, halves: Sequence[RingArray]
 ) -> RingArray:
-    mask, masked_word, *others = halves
+    mask, masked_word, *others = halves[0]
     word, top = cut.of(known_word(party, x))
     # T, and T times the mask, are what party 0 knows of them (whole, agreed) and what parties 1 and 2 know.
     if isinstance(x, RepShare) and cut.is_reduction:
@@ -133,7 +135,7 @@ def _selected_half(
         whole = others.pop(0)
     agreed = masked_word + mask * word
     if top is not None:
-        factor, masked_factor = others
+        factor, masked_factor = halves[1]
         whole = whole + cut.wraps(top * factor)
         agreed += cut.wraps(top * masked_factor)
     if party.id == 1:
@@ -151,7 +153,7 @@ def relu(party: Party, x: RepShare | Pair, window_bits: int) -> RepShare:
 
     Shapes:    the result has the shape of x.
     Units:     x fits the window of ``window_bits`` bits; the fraction bits are those of x.
-    Cost:      as ``truncated_relu`` without truncation: about 41 B an element over all parties at w = 21 in
+    Cost:      as ``truncated_relu`` without truncation: about 43 B an element over all parties at w = 21 in
                the 64-bit ring.
     Security:  semi-honest, one corrupt party of three: ``truncated_relu`` with nothing to drop. Nothing is
                opened; the result is freshly shared.

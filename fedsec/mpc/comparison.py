@@ -32,7 +32,7 @@ def is_negative(party: Party, x: RepShare | Pair, window_bits: int) -> BitShare:
     Shapes:    one plane over x.size elements, in C order.
     Units:     -2^(w-1) <= x < 2^(w-1) as an integer with w = ``window_bits`` is required; the window is
                public.
-    Cost:      2 rounds and one a level of the tree over ceil((w - 1) / 3) chunks; about 10 B an element over
+    Cost:      2 rounds and one a level of the tree over ceil((w - 1) / 3) chunks; about 11 B an element over
                all parties at w = 21.
     Security:  semi-honest, one corrupt party of three. Party 0 receives nothing; parties 1 and 2 receive
                dealt halves and openings under masks, uniform to them (``two_parties``). Components 0 and 1 of
