@@ -56,7 +56,7 @@ def lower_function(builder: Builder, layer: FunctionLayer, x: Operand) -> Operan
         )
     smooth = functions.elu(layer.alpha) if layer.kind == "elu" else functions.SMOOTH[layer.kind]
     x = _argument(builder, layer.name, x, min(ARGUMENT_BITS, builder.formats.fraction_bits))
-    return put_smooth(builder, layer.name, x, smooth, FUNCTION_ERROR)
+    return _put_smooth(builder, layer.name, x, smooth, FUNCTION_ERROR)
 
 
 def _argument(builder: Builder, name: str, x: Operand, bits: int) -> Operand:
@@ -66,7 +66,7 @@ def _argument(builder: Builder, name: str, x: Operand, bits: int) -> Operand:
     return builder.comparable(name, x, 2 * max(builder.interval(x).size, 16.0), bits)
 
 
-def put_smooth(builder: Builder, name: str, x: Operand, smooth: functions.Smooth, error: float) -> Operand:
+def _put_smooth(builder: Builder, name: str, x: Operand, smooth: functions.Smooth, error: float) -> Operand:
     """Append a function of a value that has its final fraction bits and nothing pending."""
     found = builder.interval(x)
     pieces = functions.fit(

@@ -11,7 +11,6 @@ from fedsec.errors import UsageError
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Margin = Annotated[int, msgspec.Meta(ge=0, le=1 << 10)]
-Bits = Annotated[int, msgspec.Meta(ge=1, le=64)]
 SomeBits = Annotated[int, msgspec.Meta(ge=0, le=63)]
 Window = Annotated[int, msgspec.Meta(ge=2, le=63)]
 RingBits = Literal[32, 64]
