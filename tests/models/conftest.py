@@ -19,7 +19,7 @@ from fedsec.learning.training import LocalTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
-LONGER = {"short-conv": (20_000, 2)}
+LONGER = {name: (20_000, 2) for name in models.NAMES if name.startswith("short-conv")}
 """Images and epochs where it is not 10,000 and one: answers need not be good, only Keras'."""
 
 

@@ -19,12 +19,12 @@ FLOAT32 = 1e-4
 """What Keras' own float32 may be off by in a logit."""
 
 MODELS = tuple(STATED_ERRORS)
-QUICK = tuple(name for name in MODELS if name != "short-conv-16")
+QUICK = tuple(name for name in MODELS if not name.startswith("short-conv-"))
 
 BATCH = {"lenet-5": 20, "small-resnet": 50}
 """Images at a time, where it is not 100: straight pieces take memory for each of their knots."""
 
-LABEL_DIFFERENCES = dict.fromkeys(("short-conv", "short-conv-16", "short-conv-16-logits"), 2)
+LABEL_DIFFERENCES = dict.fromkeys((name for name in MODELS if name.startswith("short-conv")), 2)
 """The most in 10,000 images."""
 
 
@@ -94,6 +94,7 @@ def test_10000_images_dealt(mnist: data.Mnist, trained_by_name: Callable[[str], 
     ("name", "count"),
     [
         ("short-conv", 10_000),
+        ("short-conv-logits", 10_000),
         ("short-conv-16", 10_000),
         ("short-conv-16-logits", 10_000),
         ("tf-privacy", 1_000),

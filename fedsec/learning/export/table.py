@@ -22,6 +22,7 @@ from fedsec.transport import rounds_of
 
 STATED_ERRORS: Mapping[str, float] = {
     "short-conv": 0.03,
+    "short-conv-logits": 0.03,
     "short-conv-16": 0.03,
     "short-conv-16-logits": 0.03,
     "tf-privacy": 0.01,
