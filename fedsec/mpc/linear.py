@@ -133,6 +133,7 @@ def _matmul_part(x: RepShare, w: RepShare) -> RingArray:
 def _conv2d_part(x: RepShare, w: RepShare, strides: Strides, dilation: Strides) -> RingArray:
     """As ``_matmul_part``, on patches of the images."""
     require_one_ring(x, w)
+    _conv2d_shape(x, w, strides, dilation)
     apart = _both(strides), _both(dilation)
     products = convolve(x.own, w.own + w.next, *apart)
     products += convolve(x.next, w.own, *apart)

@@ -7,9 +7,23 @@ from typing import assert_never
 
 import numpy as np
 
-from fedsec import mpc
 from fedsec.errors import InputError
-from fedsec.mpc import Pair, Party
+from fedsec.mpc import (
+    Pair,
+    Party,
+    conv2d,
+    conv2d_pair,
+    matmul,
+    matmul_pair,
+    max_pool,
+    multiply,
+    piecewise_linear,
+    reduce_max,
+    share_pair,
+    top_k,
+    truncate,
+    truncated_relu,
+)
 from fedsec.mpc.two_holders import known_word
 from fedsec.nn import local, windows
 from fedsec.nn.plan import (
@@ -110,7 +124,7 @@ def _only_cut(plan: Plan) -> set[int]:
 
 
 def _replicated(party: Party, x: RepShare | Pair) -> RepShare:
-    return mpc.share_pair(party, x) if isinstance(x, Pair) else x
+    return share_pair(party, x) if isinstance(x, Pair) else x
 
 
 def _linear(
@@ -126,13 +140,13 @@ def _linear(
     if isinstance(step, Dense):
         rows = x.reshape(-1, x.shape[-1])
         if pair:
-            cut = mpc.matmul_pair(party, rows, kernel).plus(party, bias)
+            cut = matmul_pair(party, rows, kernel).plus(party, bias)
             return cut.reshape(x.shape[0], *step.output_shape)
-        return (mpc.matmul(party, rows, kernel) + bias).reshape(x.shape[0], *step.output_shape)
+        return (matmul(party, rows, kernel) + bias).reshape(x.shape[0], *step.output_shape)
     boxed = RepShare(_boxed(step, x.own), _boxed(step, x.next), x.fraction_bits)
     if pair:
-        return mpc.conv2d_pair(party, boxed, kernel, step.strides, step.dilation).plus(party, bias)
-    return mpc.conv2d(party, boxed, kernel, step.strides, step.dilation) + bias
+        return conv2d_pair(party, boxed, kernel, step.strides, step.dilation).plus(party, bias)
+    return conv2d(party, boxed, kernel, step.strides, step.dilation) + bias
 
 
 def _boxed(step: Conv2D, images: RingArray) -> RingArray:
@@ -144,7 +158,7 @@ def _apply(party: Party, step: Local | Gate, inputs: Sequence[RepShare | Pair]) 
     match step:
         case Multiply():
             x, y = (_with_rank(_replicated(party, value), len(step.output_shape)) for value in inputs)
-            return mpc.multiply(party, x, y)
+            return multiply(party, x, y)
         case Truncate() | Relu() | PiecewiseLinear():
             return _cut(party, step, inputs[0])
         case MaxPool2D() | ReduceMax() | TopK():
@@ -178,11 +192,11 @@ def _cut(party: Party, step: Truncate | Relu | PiecewiseLinear, x: RepShare | Pa
     ring = Ring(step.ring_bits)
     match step:
         case Truncate():
-            return mpc.truncate(party, x, step.bits, ring=ring)
+            return truncate(party, x, step.bits, ring=ring)
         case Relu():
-            return mpc.truncated_relu(party, x, step.bits, step.window_bits, step.ignore_bits, ring=ring)
+            return truncated_relu(party, x, step.bits, step.window_bits, step.ignore_bits, ring=ring)
         case PiecewiseLinear():
-            y = mpc.piecewise_linear(
+            y = piecewise_linear(
                 party,
                 x,
                 step.knots,
@@ -192,7 +206,7 @@ def _cut(party: Party, step: Truncate | Relu | PiecewiseLinear, x: RepShare | Pa
                 slope_bits=step.slope_bits,
                 window_bits=step.window_bits,
             )
-            return mpc.truncate(party, y, step.bits, ring=ring)
+            return truncate(party, y, step.bits, ring=ring)
         case _:
             assert_never(step)
 
@@ -202,10 +216,10 @@ def _compare(party: Party, step: MaxPool2D | ReduceMax | TopK, x: RepShare) -> R
         case MaxPool2D():
             own, following = (windows.repeat_edge(part, step.padding) for part in (x.own, x.next))
             padded = RepShare(own, following, x.fraction_bits)
-            return mpc.max_pool(party, padded, step.pool, step.strides, step.window_bits)
+            return max_pool(party, padded, step.pool, step.strides, step.window_bits)
         case ReduceMax():
-            return mpc.reduce_max(party, x, step.window_bits)
+            return reduce_max(party, x, step.window_bits)
         case TopK():
-            return mpc.top_k(party, mpc.truncate(party, x, step.bits), step.k, step.window_bits)
+            return top_k(party, truncate(party, x, step.bits), step.k, step.window_bits)
         case _:
             assert_never(step)

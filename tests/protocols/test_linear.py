@@ -84,8 +84,12 @@ def test_conv2d_with_dilation_and_groups(
 
 
 @protocol(cost=lambda x, w: matmul_pair.cost(x, w) + _shared(x, w), source="test")
-def matmul_and_share(party: Party, x: RepShare, w: RepShare) -> RepShare:
-    """As ``matmul``."""
+def _matmul_and_share(party: Party, x: RepShare, w: RepShare) -> RepShare:
+    """Multiply two matrices.
+
+    Cost:      1 round.
+    Security:  ``matmul_pair`` and ``share_pair``.
+    """
     return share_pair(party, matmul_pair(party, x, w))
 
 
@@ -94,7 +98,7 @@ def _shared(x: RepShare, w: RepShare) -> Cost:
     return Cost(0, (8 * x.shape[0] * w.shape[1], 0, 0))
 
 
-@check_protocol(matmul_and_share, inputs={"x": Secret((3,)), "w": Secret((3, 2), per_lane=False)})
+@check_protocol(_matmul_and_share, inputs={"x": Secret((3,)), "w": Secret((3, 2), per_lane=False)})
 def test_matmul_pair(x: Any, w: Any) -> Any:
     return x @ w
 
