@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,16 @@ _KINDS = ("tls", "tcp")
 _IMAGES = 256
 
 
-def bench_engine(run: Path | None, reveal: Reveal, count: int) -> dict[str, Any]:
+def bench_engine(
+    run: Path | None, reveal: Reveal, count: int, batches: Sequence[int] = BATCHES
+) -> dict[str, Any]:
     """Measure and return wall and CPU times by mode, kind of link, batch and party.
 
     Args:
         run: A run's folder; by default the short-conv network.
         reveal: What the answer is.
         count: Predictions of one image; of larger batches fewer.
+        batches: Images in each prediction.
     """
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="fedsec-bench-") as work:
@@ -43,7 +46,7 @@ def bench_engine(run: Path | None, reveal: Reveal, count: int) -> dict[str, Any]
             for kind in _KINDS:
                 with ExitStack() as stack:
                     workers = [stack.enter_context(Worker(END)) for _ in names]
-                    for images in BATCHES:
+                    for images in batches:
                         meet(kind, Path(work) / "keys", names, workers)
                         asked = {"plan": plan, "mode": mode, "reveal": reveal, "images": images}
                         asked["count"] = max(3, min(count, _IMAGES // images if images > 1 else count))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedsec.bench.clear import SHORT_CONV
-from fedsec.bench.engine import BATCHES, bench_engine
+from fedsec.bench.engine import bench_engine
 from fedsec.bench.links import SIZES, bench_links
 from fedsec.bench.report import rows_of
+from fedsec.nn.plan import Dense, Plan
 
 QUICK_S = 200
 
@@ -58,9 +59,16 @@ def test_rounds_of_links_are_measured() -> None:
     assert all(set(times) == set(SIZES) and min(times.values()) > 0 for times in results.values())
 
 
-def test_the_engine_alone_is_measured(measured: dict[str, Any]) -> None:
-    assert measured["model"]["name"] == SHORT_CONV
-    results = bench_engine(None, "logits", 1)
-    assert len(results) == 2 * 2 * len(BATCHES)
+def test_the_engine_alone_is_measured(tmp_path: Path) -> None:
+    layer = Dense(
+        name="only", inputs=(0,), input_shape=(6,), output_shape=(4,), weight_fraction_bits=8, bound=16.0
+    )
+    plan = Plan(
+        name="small", input_shape=(6,), output_shape=(4,), input_low=0.0, input_high=1.0, fraction_bits=8,
+        layers=(layer,),
+    )  # fmt: skip
+    plan.save(tmp_path / "plan.json")
+    results = bench_engine(tmp_path, "logits", 1, batches=(2,))
+    assert set(results) == {f"{mode}, {kind}, 2" for mode in ("dealt", "plain") for kind in ("tls", "tcp")}
     parts = {"prepare", "prepare CPU", "online", "online CPU"}
     assert all(set(times) == parts for parties in results.values() for times in parties)
