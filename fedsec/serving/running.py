@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import threading
@@ -265,6 +266,11 @@ class RunningService:
         for reveal in self.terms.reveals:
             engine.predict(share, reveal)
         party.wait_s = self._limits.step_s
+        # What lives as long as the process is looked through once more and then no more: a full collection
+        # takes tens of milliseconds, which a user would wait for.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
 
     def _become(self, state: State, error: FedsecError | None) -> None:
         """Change the state and tell whoever waits for it."""
