@@ -18,7 +18,7 @@ import numpy.typing as npt
 from fedsec.aggregation.encoding import ArraySpec, Encoding, Layout, MetricSpec
 from fedsec.aggregation.signing import DIGEST_BYTES, PUBLIC_KEY_BYTES, Signer, digest, sign
 from fedsec.errors import ProtocolError, UsageError
-from fedsec.transport.decoding import MALFORMED
+from fedsec.transport.decoding import MALFORMED, decode_as
 
 ANNOUNCEMENT_VERSION = 1
 SESSION_BYTES = 16
@@ -183,7 +183,7 @@ def decode_announcement(payload: bytes) -> Announcement:
         RangeError: Its encoding does not fit the ring.
     """
     try:
-        announcement = msgspec.msgpack.decode(payload, type=Announcement)
+        announcement = decode_as(payload, Announcement)
     except MALFORMED as error:
         msg = f"the bytes are no announcement of version {ANNOUNCEMENT_VERSION}: {error}"
         raise ProtocolError(msg) from None

@@ -16,6 +16,7 @@ from fedsec.aggregation.messages import Greeted, Hello, Received
 from fedsec.aggregation.signing import Buffer
 from fedsec.errors import FedsecError, PeerLostError
 from fedsec.transport import Deadline, Peer
+from fedsec.transport.decoding import decode_as
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -60,7 +61,7 @@ class MemoryNetwork:
         """
         if name in self.offline or name not in self.aggregators:
             raise PeerLostError(f"aggregator '{name}' cannot be reached")
-        decoded = msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=type(message))
+        decoded = decode_as(msgspec.msgpack.encode(message), type(message))
         try:
             reply, answer = self.aggregators[name].handle(peer, decoded, [body])
         except FedsecError as error:
@@ -80,7 +81,7 @@ class MemoryNetwork:
             except FedsecError as error:
                 aggregator.refused(outgoing, error)
                 return False
-            aggregator.delivered(outgoing, msgspec.msgpack.decode(reply, type=kind))
+            aggregator.delivered(outgoing, decode_as(reply, kind))
             return True
         return False
 
@@ -107,7 +108,7 @@ class MemoryLinks:
         self._network.pump()
         encoded, answer = self._network.ask(self._peer, aggregator, message, body)
         self._network.pump()
-        return msgspec.msgpack.decode(encoded, type=reply), bytearray(answer[: max_body_bytes or None])
+        return decode_as(encoded, reply), bytearray(answer[: max_body_bytes or None])
 
     def close(self) -> None:
         """Nothing is open."""

@@ -23,7 +23,7 @@ from fedsec.aggregation.signing import (
     sign,
 )
 from fedsec.errors import ProtocolError
-from fedsec.transport.decoding import MALFORMED
+from fedsec.transport.decoding import MALFORMED, decode_as
 
 UPLOAD_ID_BYTES = 16
 NONCE_BYTES = 32
@@ -265,7 +265,7 @@ def read(message: Signed, kind: type[_T]) -> _T:
     if len(message.signature) != SIGNATURE_BYTES:
         raise ProtocolError(f"a signature has {SIGNATURE_BYTES} bytes, got {len(message.signature)}")
     try:
-        return msgspec.msgpack.decode(message.payload, type=kind)
+        return decode_as(message.payload, kind)
     except MALFORMED:
         raise ProtocolError(f"the signed bytes are no {kind.__name__} of this version") from None
 

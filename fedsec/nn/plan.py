@@ -177,7 +177,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             UsageError: If the text is no plan; the message names the place.
         """
         try:
-            return msgspec.json.decode(text, type=cls)
+            return _READER.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"this is no plan of fedsec: {error}") from error
 
@@ -196,6 +196,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             return cls.from_json(path.read_bytes())
         except OSError as error:
             raise UsageError(f"cannot read the plan {path}: {error.strerror}") from error
+
+
+_READER = msgspec.json.Decoder(Plan)
+"""Made at import: threads that read their first plan at once would crash in msgspec."""
 
 
 def _follow(step: Step, values: list[Value]) -> Value:

@@ -11,7 +11,7 @@ import msgspec
 from fedsec.errors import ProtocolError
 from fedsec.serving.agreement import PARTIES, Ballot, Proposal
 from fedsec.transport import Channel, Deadline
-from fedsec.transport.decoding import MALFORMED
+from fedsec.transport.decoding import MALFORMED, decode_as
 from fedsec.transport.several import Bell, wait_any
 
 LEADER = 0
@@ -122,6 +122,6 @@ class Table:
         deadline = Deadline.after(self._silence_s)
         frame = link.receive(f"serve_{kind}", max_bytes=_STEP_BYTES, deadline=deadline)
         try:
-            return msgspec.msgpack.decode(frame, type=message)
+            return decode_as(frame, message)
         except MALFORMED as error:
             raise ProtocolError(f"{link.peer.name} sent a malformed {kind}: the service ends") from error

@@ -16,7 +16,7 @@ import msgspec
 from fedsec.errors import ProtocolError
 from fedsec.transport.channel import Channel
 from fedsec.transport.deadline import Deadline
-from fedsec.transport.decoding import MALFORMED
+from fedsec.transport.decoding import MALFORMED, decode_as
 from fedsec.transport.identity import Peer
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def decode(payload: Buffer, kind: type[T], peer: Peer) -> T:
         ProtocolError: It is of another kind, or malformed.
     """
     try:
-        return msgspec.msgpack.decode(payload, type=kind)
+        return decode_as(payload, kind)
     except MALFORMED as error:
         # msgspec's text names the field and the types, never the value.
         raise ProtocolError(

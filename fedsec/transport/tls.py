@@ -22,7 +22,7 @@ import msgspec
 from fedsec.errors import DeadlineError, FedsecError, PeerLostError, ProtocolError, TrustError, by_code
 from fedsec.transport.cluster_file import Endpoint, is_loopback
 from fedsec.transport.deadline import Deadline
-from fedsec.transport.decoding import MALFORMED
+from fedsec.transport.decoding import MALFORMED, decode_as
 from fedsec.transport.frames import WIRE_VERSION
 from fedsec.transport.identity import Identity, Peer, Role
 from fedsec.transport.meter import Meter
@@ -292,6 +292,6 @@ def _receive_hello(channel: SocketChannel, deadline: Deadline) -> Hello:
             ) from error
         raise
     try:
-        return msgspec.msgpack.decode(payload, type=Hello)
+        return decode_as(payload, Hello)
     except MALFORMED as error:
         raise ProtocolError(f"expected a hello from {channel.peer}, got other bytes") from error
