@@ -10,13 +10,19 @@ all bytes of them:
 * each sum and difference of two messages of one call, or of the same message in two calls, each of the two
   plus or minus one such draw,
 * what two parties open between them (a message plus what was sent to its sender in the same exchange), and
-  each sum and difference of two such openings or of one and a message.
+  each sum and difference of two such openings or of one and a message,
+* the difference of neighbouring lanes, and of neighbouring elements of a lane, in each message and each such
+  opening; of an opening also the XOR of any two bits of a lane.
 
 Words of different rings meet in the smaller one, bit planes in the planes that both have, by XOR.
 
-This finds a mask that hides only some bits of a word, and one used for two messages. It does not see what
-takes more than two messages or more draws than these, what relates words of different shapes or different
-elements of one message, or a dependence on inputs that leaves every byte of these sums uniform.
+And a party may receive no more bytes than were drawn from the stream that it does not know: with fixed inputs
+nothing else makes messages random, so fewer bytes cannot make them uniform.
+
+This finds a mask that hides only some bits of a word, and one used for two messages or two elements of one.
+It does not see what takes more than two messages or more draws than these, what relates words of different
+shapes or elements of one message that are far apart if as much is drawn as is sent, or a dependence on
+inputs that leaves every byte of these sums uniform.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from fedsec.mpc.simulator import View
+from fedsec.mpc.simulator import Draw, View
 from fedsec.ring import RingArray
 from fedsec.testing.example import Example, known_draws, record_calls, stream_for
 from fedsec.testing.inputs import are_planes, by_lanes, by_planes
@@ -42,6 +48,12 @@ CALLS = 2
 _THINNING = 8
 """Sums of words are tested on every eighth lane: what they are after is far from uniform, and there are
 many."""
+
+_NEIGHBOURS = 4
+"""How far apart elements of a lane are compared."""
+
+_BITS_BYTES = 16
+"""Bytes a lane of an opening of which each two bits are compared."""
 
 _BEYOND_DOUBT = 1e-30
 """Where the messages alone are so far from uniform, their sums need no look."""
@@ -69,15 +81,34 @@ def p_of_fixed_inputs(example: Example, lanes: int, seed: bytes, mutant: Mutant 
     done = record_calls(example, calls, lanes, seed, mutant)
     looks = Looks()
     for view in done.views:
+        if received_bytes(view) > hidden_bytes(done.views, view.party_id):
+            looks.add(0.0)  # more messages than masks
         messages = [[_Words.of(m.words, lanes) for m in view.received(call)] for call in range(CALLS)]
         for message in messages[0] + messages[1]:
             looks.add(uniform_bytes(message.samples(), KINDS))
         if looks.p < _BEYOND_DOUBT:
             break
         planes = [message for message in messages[0] + messages[1] if message.planes]
-        for words in (*planes, *_mixtures(done.views, view, messages, lanes, mutant)):
+        apart = [words for message in messages[0] + messages[1] for words in message.apart()]
+        for words in (*planes, *apart, *_mixtures(done.views, view, messages, lanes, mutant)):
             looks.add(words.p_of_uniform())
     return looks.p
+
+
+def received_bytes(view: View) -> int:
+    """Return how many bytes a party received in all calls."""
+    return sum(message.words.nbytes for call in range(len(view.calls)) for message in view.received(call))
+
+
+def hidden_bytes(views: Sequence[View], party_id: int) -> int:
+    """Return how many bytes were drawn from the streams that a party does not know, each counted once."""
+
+    def drawn_by(view: View) -> int:
+        draws = [event for call in view.calls for event in call if isinstance(event, Draw)]
+        return sum(draw.words.nbytes for draw in draws if party_id not in draw.pair)
+
+    # Both ends of a pair draw the same; an end that needs less may leave out the last words.
+    return max(drawn_by(view) for view in views if view.party_id != party_id)
 
 
 class _Words:
@@ -94,6 +125,18 @@ class _Words:
 
     def thinned(self) -> _Words:
         return self if self.planes else _Words(self.array[::_THINNING], planes=False)
+
+    def apart(self) -> Iterator[_Words]:
+        """Yield differences of neighbouring lanes, and of elements of a lane."""
+        words, elements = self.array, 0 if self.planes else 1
+        if self.planes:
+            # The last lane of a word has no neighbour in it and stays as it is.
+            yield _Words(words ^ (words >> np.uint64(1)), planes=True)
+        else:
+            yield _Words(words - np.roll(words, -1, axis=0), planes=False)
+        for distance in range(1, min(words.shape[elements], _NEIGHBOURS + 1)):
+            other = np.roll(words, -distance, axis=elements)
+            yield _Words(words ^ other if self.planes else words - other, planes=self.planes)
 
     def samples(self) -> npt.NDArray[np.uint8]:
         """Return bytes in the order of the lanes, shape [samples, columns]."""
@@ -127,7 +170,7 @@ def _mixtures(
     mutant: Mutant | None,
 ) -> Iterator[_Words]:
     stripped: list[list[list[_Words]]] = []
-    openings = [[[opening] for opening in _openings(view, call, lanes)] for call in range(CALLS)]
+    openings = [_openings(view, call, lanes) for call in range(CALLS)]
     for call in range(CALLS):
         known = [
             _Words.of(words, lanes).thinned()
@@ -141,9 +184,11 @@ def _mixtures(
             yield from once
             yield from _twice(message.thinned(), known)
             stripped[call].append([message.thinned(), *once])
-        yield from (opening for (opening,) in openings[call])
+        yield from (opening.thinned() for opening in openings[call])
+        yield from (words for opening in openings[call] for words in opening.apart())
+        yield from _bits_apart(view, call, lanes)
     unmixed = [
-        [*([message.thinned()] for message in of_call), *opened]
+        [[words.thinned()] for words in (*of_call, *opened)]
         for of_call, opened in zip(messages, openings, strict=True)
     ]
     pairs = [pair for of_call in stripped for pair in combinations(of_call, 2)]
@@ -157,8 +202,24 @@ def _mixtures(
 
 def _openings(view: View, call: int, lanes: int) -> list[_Words]:
     """Return what was received plus what was sent for it."""
+    return [theirs.mixed_with(mine)[0] for theirs, mine in _opened(view, call, lanes)]
+
+
+def _bits_apart(view: View, call: int, lanes: int) -> Iterator[_Words]:
+    """Yield each two bits of what was received XOR what was sent for it: words may hold bits of elements."""
+    for theirs, mine in _opened(view, call, lanes):
+        if theirs.planes or theirs.array[0].nbytes > _BITS_BYTES:
+            continue
+        octets = np.ascontiguousarray(theirs.array ^ mine.array).view(np.uint8).reshape(lanes, -1)
+        bits = np.ascontiguousarray(np.unpackbits(octets, axis=1, bitorder="little").T)
+        rows = np.packbits(bits, axis=1, bitorder="little").view(np.uint64)
+        for distance in range(1, len(rows)):
+            yield _Words(rows[:-distance] ^ rows[distance:], planes=True)
+
+
+def _opened(view: View, call: int, lanes: int) -> list[tuple[_Words, _Words]]:
     return [
-        _Words.of(message.words, lanes).mixed_with(_Words.of(message.answered, lanes))[0].thinned()
+        (_Words.of(message.words, lanes), _Words.of(message.answered, lanes))
         for message in view.received(call)
         if message.answered is not None and message.words.size
     ]

@@ -26,7 +26,8 @@ from fedsec.ring import RING32, RING64, RingArray, fresh_stream, kernels, signed
 from fedsec.sharing import replicated
 from fedsec.sharing.replicated import RepShare
 from fedsec.testing import Example, Secret, check_protocol, view_report
-from fedsec.testing.checks import check_value
+from fedsec.testing.checks import P_LIMIT, VIEW_LANES, check_value
+from fedsec.testing.fixed_inputs import p_of_fixed_inputs
 
 pytest_plugins = ["fedsec.testing"]
 
@@ -146,6 +147,36 @@ class _DigitsInTheClear(ReluGate):
         return super().prepare(r, shares, [np.zeros_like(masks[0]), *masks[1:]])
 
 
+def _for_both(delta: RingArray) -> RingArray:
+    """Return masks of digits of which the last of ten elements has that of the first."""
+    first, others = delta & np.uint64(1), delta & ~np.uint64(1 << 9)
+    return np.asarray(others | first << np.uint64(9))
+
+
+class _OneDeltaForTwo(ReluGate):
+    """Of the digits in one message two elements have one mask: their difference is open."""
+
+    def deal(self, r: Any, shares: Any, masks: Sequence[Masks]) -> RingArray | None:
+        first, second = masks[0]
+        return super().deal(r, shares, [(_for_both(first), _for_both(second)), *masks[1:]])
+
+    def prepare(self, r: Any, shares: Any, masks: Any) -> tuple[Material, RingArray | None]:
+        return super().prepare(r, shares, [_for_both(masks[0]), *masks[1:]])
+
+
+class _OneResultMaskForTwoLanes(ReluGate):
+    """Of the results in one message two neighbours have one mask."""
+
+    def deal(self, r: Any, shares: Any, masks: Sequence[Masks]) -> RingArray | None:
+        for part in masks[1]:
+            part[1::2] = part[::2]
+        return super().deal(r, shares, masks)
+
+    def prepare(self, r: Any, shares: Any, masks: Any) -> tuple[Material, RingArray | None]:
+        masks[1][1::2] = masks[1][::2]
+        return super().prepare(r, shares, masks)
+
+
 class _UnmaskedField(ReluGate):
     """Evaluator 2 gets a dealt field in the clear; evaluator 1's share is zero."""
 
@@ -178,20 +209,30 @@ def _relu_by(gate: type[ReluGate]) -> Callable[..., RepShare]:
     return protocol
 
 
-def _relu_example(gate: type[ReluGate]) -> Example:
+def _relu_example(gate: type[ReluGate], elements: int = 1) -> Example:
     return Example(
         _relu_by(gate),
-        {"x": Secret(low=-(2**9) + 2**3, high=2**9 - 1, window_bits=10)},
+        {"x": Secret((elements,), low=-(2**9) + 2**3, high=2**9 - 1, window_bits=10)},
         plain=lambda x: x,
         agrees=_relu_agrees(3, 0),
         ring=RING32,
     )
 
 
-@pytest.mark.parametrize("gate", [_DigitsInTheClear, _UnmaskedField, _UnmaskedSigns, _UnmaskedRest])
+@pytest.mark.parametrize(
+    "gate",
+    [_DigitsInTheClear, _OneResultMaskForTwoLanes, _UnmaskedField, _UnmaskedSigns, _UnmaskedRest],
+)
 def test_a_relu_that_leaves_a_mask_out_is_noticed(gate: type[ReluGate], protocol_seed: bytes) -> None:
     check_value(_relu_example(gate), protocol_seed)
     assert not view_report(_relu_example(gate), protocol_seed).hides
+
+
+def test_a_relu_that_masks_two_digits_of_a_message_alike_is_noticed(protocol_seed: bytes) -> None:
+    example = _relu_example(_OneDeltaForTwo, elements=10)
+
+    check_value(example, protocol_seed)
+    assert p_of_fixed_inputs(example, VIEW_LANES, protocol_seed, None) < P_LIMIT
 
 
 class _MaskIsTheShare(LinearGate):
