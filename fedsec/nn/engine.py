@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, Protocol, get_args
@@ -120,6 +120,7 @@ class DealtEngine:
         self._weights = tuple(weights)
         self._programs: dict[Reveal, Program] = {}
         self._queues: dict[Reveal, deque[Block]] = defaultdict(deque)
+        self._ready: Counter[Reveal] = Counter()
 
     def prepare(self, images: int, reveal: Reveal) -> None:
         """Deal material for that many images in blocks of at most ``BLOCK_IMAGES`` and ``BLOCK_BYTES``.
@@ -137,8 +138,7 @@ class DealtEngine:
 
     def ready(self, reveal: Reveal) -> int:
         """Return how many images are prepared and not used yet."""
-        # A copy in one step: another thread may want to know while this one deals.
-        return sum(block.images for block in tuple(self._queues[reveal]))
+        return self._ready[reveal]
 
     def image_bytes(self, reveal: Reveal) -> int:
         """Return what an evaluator keeps for one prepared image; the same number at all three parties."""
@@ -190,6 +190,7 @@ class DealtEngine:
             portion = min(images, most)
             block = program.prepare(self._party, self._party.take_index(), portion, reveal)
             self._queues[reveal].append(block)
+            self._ready[reveal] += portion
             images -= portion
 
     def _take(self, images: int, reveal: Reveal) -> list[Block]:
@@ -201,6 +202,7 @@ class DealtEngine:
                 block, rest = block.split(images)
                 queue.appendleft(rest)
             taken.append(block)
+            self._ready[reveal] -= block.images
             images -= block.images
         return taken
 
@@ -213,6 +215,7 @@ class DealtEngine:
             # Also what is no error of the protocol: the parties may stand at different places now.
             self._party.end()
             self._queues.clear()
+            self._ready.clear()
             raise
 
 
