@@ -277,11 +277,12 @@ def refusal(verdict: Verdict, images: int, book: Book, fingerprint: bytes) -> Fe
 
 @dataclass(slots=True)
 class Proposer:
-    """The leader's choice of what to propose: oldest first, resting what was not ready.
+    """The leader's choice of what to propose: longest due first, resting what was not ready.
 
     What both followers accept ahead is proposed at once. A request on which they have not said anything
     waits ``first_rest_s`` for that. What was put off rests for 1 ms, then twice as long every time up to
-    50 ms: a client that sends to one party only costs the others a few bytes, never a wait.
+    50 ms: a client that sends to one party only costs the others a few bytes, never a wait. Nor does it come
+    before the others again and again: what was put off has its turn behind all that were due before it is.
     """
 
     batch_images: int
@@ -301,9 +302,11 @@ class Proposer:
             ahead: what each follower accepts that has cast its ballot ahead.
         """
         self._forget(held)
+        for key in held:
+            self._seen.setdefault(key, now)
         chosen: list[Entry] = []
         room = self.batch_images
-        for key, wish in held.items():
+        for key, wish in sorted(held.items(), key=lambda item: self._turn(item[0])):
             entry = Entry(*key, *wish)
             same = not chosen or chosen[0].reveal == wish.reveal
             if same and wish.images <= room and self._due(entry, now, ahead) <= now:
@@ -316,6 +319,10 @@ class Proposer:
         for kept in (self._seen, self._rests):
             for key in [key for key in kept if key not in held]:
                 kept.pop(key)
+
+    def _turn(self, key: RequestKey) -> float:
+        """Return since when, or from when on, it is a request's turn."""
+        return self._rests[key][0] if key in self._rests else self._seen[key]
 
     def _due(self, entry: Entry, now: float, ahead: Sequence[AbstractSet[Entry]]) -> float:
         """Return when an entry may be proposed."""

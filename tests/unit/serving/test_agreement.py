@@ -240,3 +240,25 @@ def test_the_leader_forgets_the_rests_of_what_is_gone() -> None:
     assert proposer.choose({}, 0.0) == ()
     assert proposer.choose(held(entry(1)), 0.0, [set()]) == (entry(1),)
     assert proposer.next_due({}, 0.0) is None
+
+
+@pytest.mark.parametrize("hostile", [{"images": 3}, {"reveal": "label"}])
+def test_threat_34_what_waits_at_the_leader_alone_is_no_earlier_again_and_again(
+    hostile: dict[str, object],
+) -> None:
+    """Three older requests that lack parts, each of which keeps ours out of its proposal, on slow links."""
+    proposer, ours, step_s = Proposer(batch_images=4), entry(9, BOB, images=2), 0.02
+    older = [entry(number, **hostile) for number in range(3)]  # type: ignore[arg-type]
+    now = 0.0
+    # They have long come to the longest rest: with three steps in its time, one of them is always due.
+    for step in range(60):
+        proposed = proposer.choose(held(*older[: step + 1]), now, [set()])
+        proposer.settle(proposed, [Verdict.ABSENT] * len(proposed), now)
+        now += step_s
+    for _ in range(len(older) + 1):
+        proposed = proposer.choose(held(*older, ours), now, [set()])
+        if ours in proposed:
+            return
+        proposer.settle(proposed, [Verdict.ABSENT] * len(proposed), now)
+        now += step_s
+    pytest.fail("ours was never proposed")
