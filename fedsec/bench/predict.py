@@ -25,7 +25,7 @@ from fedsec.bench.timing import Timing
 from fedsec.bench.workers import Worker
 from fedsec.errors import PeerLostError
 from fedsec.lab.share import plan_of
-from fedsec.nn import REVEALS
+from fedsec.nn import REVEALS, Reveal
 from fedsec.nn.engine import MODES
 
 WAYS = ("predict", "call", "function")
@@ -136,9 +136,7 @@ def _dealt(service: Service, clear: Worker, effort: Effort) -> dict[str, Any]:
     alone: dict[str, list[float]] = {how: [] for how in WAYS}
     many: dict[str, list[float]] = {how: [] for how in WAYS}
     for _ in range(effort.turns):
-        # As a user finds a service that nobody has asked for a moment: with material in stock.
-        time.sleep(_REFILL_S)
-        singles += service.times(effort.images)
+        singles += _single(service, effort.images)
         batches += service.times(effort.batches, BATCH)
         for how in WAYS:
             alone[how] += clear.ask("times", how=how, count=effort.clear)
@@ -160,8 +158,7 @@ def _reveals(service: Service, effort: Effort) -> dict[str, Any]:
         for reveal in REVEALS:
             # The stock follows what was asked for last.
             service.times(1, reveal=reveal)
-            time.sleep(_REFILL_S)
-            seconds[reveal] += service.times(max(1, effort.reveals // effort.turns), reveal=reveal)
+            seconds[reveal] += _single(service, max(1, effort.reveals // effort.turns), reveal)
     return {reveal: Timing.of(each).summary() for reveal, each in seconds.items()}
 
 
@@ -185,10 +182,16 @@ def _sustained(service: Service, effort: Effort) -> dict[str, Any]:
 def _one_service(service: Service, effort: Effort) -> dict[str, Any]:
     _warm(service, ["logits"])
     return {
-        "one": Timing.of(service.times(effort.turns * effort.images)).summary(),
+        "one": Timing.of([s for _ in range(effort.turns) for s in _single(service, effort.images)]).summary(),
         **_sustained(service, effort),
         "memory_mib": service.memory(),
     }
+
+
+def _single(service: Service, count: int, reveal: Reveal = "logits") -> list[float]:
+    """Ask as users do who find that nobody has asked for a moment: with material in stock."""
+    time.sleep(_REFILL_S)
+    return service.times(count, reveal=reveal)
 
 
 def _warm(service: Service, reveals: Any) -> None:
@@ -226,7 +229,7 @@ def _grown(name: str, clear: Worker, work: Path, images: int) -> dict[str, Any]:
             with served(run, cluster, mode=mode, reveals=["logits"]) as service:
                 service.times(5)
                 results[mode] = {
-                    "one": Timing.of(service.times(images)).summary(),
+                    "one": Timing.of(_single(service, images)).summary(),
                     "batch_images_s": service.rate(2, BATCH),
                     "memory_mib": service.memory(),
                 }
