@@ -88,11 +88,20 @@ class PlainEngine:
 
         Raises:
             InputError: The shares are not those of the plan's inputs.
-            PeerLostError, DeadlineError, ProtocolError: As the protocols. The session is over.
+            PeerLostError, DeadlineError, ProtocolError: As the protocols. The session is over, as it is after
+                any other error but the first.
         """
         if reveal not in self._heads:
             self._heads[reveal] = self._plan.with_head(reveal)
-        answer = layers.predict(self._party, self._heads[reveal], self._weights, x)
+        try:
+            answer = layers.predict(self._party, self._heads[reveal], self._weights, x)
+        except InputError:
+            raise
+        except BaseException:
+            # Also what fails between two protocols. Party 0 waits for nobody and may have dealt on: the words
+            # that mask this party's next message could be those under which it has dealt.
+            self._party.end()
+            raise
         # Fresh: the three shares together tell their receiver the answer and nothing of how it came about.
         masked: RingArray = answer.own + self._party.zero_share(answer.shape)
         return masked

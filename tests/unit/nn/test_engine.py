@@ -12,7 +12,7 @@ from fedsec.errors import InputError, ProtocolError, UnsupportedModelError, Usag
 from fedsec.mpc import Party, simulate
 from fedsec.mpc.dealt import DEALER, FIRST, SECOND
 from fedsec.mpc.simulator import NAMES, Draw, SimulationResult
-from fedsec.nn import plaintext
+from fedsec.nn import layers, plaintext
 from fedsec.nn.dealt import Block
 from fedsec.nn.engine import BLOCK_IMAGES, MODES, DealtEngine, Engine, PlainEngine, make_engine
 from fedsec.nn.plan import (
@@ -483,3 +483,19 @@ def test_the_plain_engine_answers_and_prepares_nothing() -> None:
 
     assert np.abs(world.answers([result[0] for result in done.results]) - world.expected).max() < 0.02
     assert {result[1] for result in done.results} == {0}
+
+
+def test_whatever_fails_between_two_protocols_ends_the_session_of_a_plain_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Party 0 waits for nobody: it may have dealt under the words that this party would mask with next."""
+    world = World(SMALL, 1)
+    monkeypatch.setattr(layers, "_boxed", _out_of_memory)
+
+    def program(party: Party, engine: Engine) -> Any:
+        with pytest.raises(MemoryError):
+            engine.predict(world.inputs[party.id], "logits")
+        with pytest.raises(ProtocolError, match="ended with an earlier error"):
+            party.exchange({}, {})
+
+    world.run(program, "plain")
