@@ -346,6 +346,10 @@ class Proposer:
             length = min(2 * last, self.longest_rest_s)
             self._rests[key_of(entry)] = (now + length, length)
 
+    def idle(self, held: Mapping[RequestKey, Wish]) -> bool:
+        """Whether nothing held is likely to be answered soon: all was put off again and again."""
+        return all(self._rests.get(key, (0.0, 0.0))[1] >= self.longest_rest_s for key in held)
+
     def next_due(
         self, held: Mapping[RequestKey, Wish], now: float, ahead: Sequence[AbstractSet[Entry]] = ()
     ) -> float | None:

@@ -118,7 +118,7 @@ class ServiceLoop:
             if entries or heartbeat <= 0 or self._somebody_leaves():
                 return Proposal(entries, self._vote_on(entries))
             due = self._proposer.next_due(held, now, ahead)
-            pause = self._stock.due(now, idle=not held)
+            pause = self._stock.due(now, idle=self._proposer.idle(held))
             if pause is not None and pause <= 0:
                 images, reveal = self._stock.wanted()
                 return Proposal((), None, images, reveal)

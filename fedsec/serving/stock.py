@@ -52,7 +52,7 @@ class Stock:
 
         Args:
             now: a clock that never runs back, in seconds.
-            idle: whether no request waits.
+            idle: whether no request waits that is likely to be answered soon.
         """
         if not idle or self._room() <= 0:
             return None

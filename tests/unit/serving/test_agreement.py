@@ -262,3 +262,13 @@ def test_threat_34_what_waits_at_the_leader_alone_is_no_earlier_again_and_again(
         proposer.settle(proposed, [Verdict.ABSENT] * len(proposed), now)
         now += step_s
     pytest.fail("ours was never proposed")
+
+
+def test_only_what_was_put_off_again_and_again_counts_as_nothing_to_do() -> None:
+    proposer, one, now = Proposer(batch_images=4), entry(1), 0.0
+    assert proposer.idle({})
+    for _ in range(7):
+        assert not proposer.idle(held(one))
+        proposer.settle([one], [Verdict.ABSENT], now)
+    assert proposer.idle(held(one))
+    assert not proposer.idle(held(one, entry(2)))

@@ -412,6 +412,16 @@ def all_have_begun(seats: list[Seat], calls: int) -> bool:
     return all(len(seat.engine.calls) == calls for seat in seats)
 
 
+def test_threat_34_what_waits_at_one_party_only_does_not_keep_the_others_from_preparing(start: Start) -> None:
+    seats = start(run=())
+    ask(seats, 100, images(1), user=b"e" * 32, parties=(0,))
+    for seat in seats:
+        seat.thread = threading.Thread(target=seat.run, daemon=True)
+        seat.thread.start()
+    until(lambda: all(seat.engine.ready("logits") == STOCK_IMAGES for seat in seats))
+    assert len(seats[0].room.held()) == 1
+
+
 def test_a_request_waits_for_one_portion_at_most(start: Start) -> None:
     """Portions take far longer than they should, and each as long as the test wants: none ends by itself."""
     may_end = threading.Semaphore(0)
