@@ -80,6 +80,7 @@ class ServiceLoop:
         self._leaving = leaving
         self._proposer = Proposer(limits.batch_images)
         self._last_step = time.monotonic()
+        self._passed_over: set[RequestKey] = set()
 
     def run(self) -> list[str]:
         """Answer until the number is reached or a party leaves; returns the names of who leaves.
@@ -143,9 +144,14 @@ class ServiceLoop:
             return proposal
 
     def _vote_ahead(self) -> None:
-        """Follower: say what this party accepts, if it holds anything and all of it fits together."""
+        """Follower: say what this party accepts, if the leader may have some of it and all fits together.
+
+        A ballot that names only what the leader lacks would be used up by the next request, which it does
+        not name: that one would need another vote.
+        """
         held, leaving = self._room.held(), self._leaving.is_set()
-        ahead = fits_ahead(held, self._book)
+        self._passed_over &= held.keys()
+        ahead = fits_ahead(held, self._book) if held.keys() - self._passed_over else None
         if leaving or ahead:
             accepted = tuple(entry for entry in ahead or () if self._room.reserve([key_of(entry)]))
             self._table.vote(Ballot((), leaving, accepted))
@@ -174,13 +180,20 @@ class ServiceLoop:
                 self._room.refuse(key_of(entry), error)
             else:
                 self._room.put_off(key_of(entry), self._lacking(entries, index, ballots))
-        proposed = {key_of(entry) for entry in entries}
-        for entry in ballots[self._table.party_id].ahead or ():
-            if key_of(entry) not in proposed:
-                self._room.put_off(key_of(entry), f"{self._table.name(LEADER)} got no part of it")
+        self._pass_over(entries, ballots[self._table.party_id].ahead or ())
         if batch:
             self._answer(batch)
             self._refuse_hopeless()
+
+    def _pass_over(self, entries: Sequence[Entry], ahead: Sequence[Entry]) -> None:
+        """Put off what this party said ahead and the leader did not propose, and note what it must lack."""
+        proposed, reveals = {key_of(entry) for entry in entries}, {entry.reveal for entry in entries}
+        room = self._limits.batch_images - sum(entry.images for entry in entries)
+        for entry in ahead:
+            if key_of(entry) not in proposed:
+                self._room.put_off(key_of(entry), f"{self._table.name(LEADER)} got no part of it")
+                if entry.images <= room and reveals <= {entry.reveal}:
+                    self._passed_over.add(key_of(entry))
 
     def _lacking(self, entries: Sequence[Entry], index: int, ballots: Mapping[int, Ballot]) -> str:
         """Say which parties have no part of an entry, for the error that its sender may get."""

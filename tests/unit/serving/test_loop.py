@@ -21,7 +21,7 @@ from fedsec.nn import Reveal
 from fedsec.nn.engine import Mode
 from fedsec.ring import RING64, RingArray
 from fedsec.serving import parts
-from fedsec.serving.agreement import Proposal, RequestKey
+from fedsec.serving.agreement import Ballot, Proposal, RequestKey
 from fedsec.serving.ledger import Ledger, ServiceBook
 from fedsec.serving.limits import Limits
 from fedsec.serving.loop import ServiceLoop
@@ -475,6 +475,23 @@ def test_followers_say_ahead_what_they_hold_and_nothing_is_decided_without_the_l
     named = [[USER, key(1).request, 1, "logits"]]
     assert ballots == [[[], False, named]] * 2
     assert [seat.engine.calls for seat in seats] == [[], [], []]
+
+
+def test_threat_34_a_follower_says_only_once_ahead_what_the_leader_never_proposes(start: Start) -> None:
+    """A ballot without the next request would cost that one another vote."""
+    seats = start(run=(1, 2))
+    ask(seats, 100, images(1), user=b"e" * 32, parties=(1, 2))
+    heartbeat = msgspec.msgpack.encode(Proposal((), Ballot(())))
+    for link in seats[0].links:
+        link.receive("serve_ballot", max_bytes=1000, deadline=Deadline.after(5))
+        link.send("serve_proposal", heartbeat, Deadline.after(1))
+    time.sleep(0.1)
+    ask(seats, 1, images(1), parties=(1, 2))
+    for link in seats[0].links:
+        ballot = msgspec.msgpack.decode(
+            link.receive("serve_ballot", max_bytes=1000, deadline=Deadline.after(5)), type=Ballot
+        )
+        assert [entry.request for entry in ballot.ahead or ()] == [key(100).request, key(1).request]
 
 
 def test_requests_that_reveal_different_things_are_computed_apart(start: Start) -> None:
