@@ -139,9 +139,23 @@ class ServiceLoop:
             proposal = self._table.hear(self._room.bell, silence)
             if proposal is None:
                 continue
+            self._check(proposal)
             if proposal.ballot is not None and self._table.party_id not in self._table.cast:
                 self._table.vote(self._vote_on(proposal.entries))
             return proposal
+
+    def _check(self, proposal: Proposal) -> None:
+        """Follower: refuse a proposal that no leader of ours would make.
+
+        Raises:
+            ProtocolError: more images than a batch may have, which bounds memory and time; the service ends.
+        """
+        images = sum(entry.images for entry in proposal.entries)
+        if images > self._limits.batch_images:
+            raise ProtocolError(
+                f"expected at most {self._limits.batch_images} images in a proposal of "
+                f"{self._table.name(LEADER)}, got {images}: the service ends"
+            )
 
     def _vote_ahead(self) -> None:
         """Follower: say what this party accepts, if the leader may have some of it and all fits together.

@@ -25,6 +25,7 @@ from fedsec.serving.agreement import Ballot, Proposal, RequestKey
 from fedsec.serving.ledger import Ledger, ServiceBook
 from fedsec.serving.limits import Limits
 from fedsec.serving.loop import ServiceLoop
+from fedsec.serving.messages import Entry
 from fedsec.serving.stock import BUSY, MOST_IMAGES, PORTION_S, STOCK_IMAGES, Stock
 from fedsec.serving.table import Table
 from fedsec.serving.waiting import Ticket, WaitingRoom
@@ -475,6 +476,20 @@ def test_followers_say_ahead_what_they_hold_and_nothing_is_decided_without_the_l
     named = [[USER, key(1).request, 1, "logits"]]
     assert ballots == [[[], False, named]] * 2
     assert [seat.engine.calls for seat in seats] == [[], [], []]
+
+
+def test_a_leader_that_proposes_more_than_a_batch_is_left(start: Start) -> None:
+    seats = start(run=(1,))
+    most = LIMITS.batch_images
+    for number in range(2):
+        ask(seats, number, images(most // 2 + 1), parties=(1,))
+    seats[0].links[1].receive("serve_ballot", max_bytes=1000, deadline=Deadline.after(5))
+    entries = tuple(Entry(*key(number), most // 2 + 1) for number in range(2))
+    proposal = Proposal(entries, Ballot((0, 0)))
+    seats[0].links[1].send("serve_proposal", msgspec.msgpack.encode(proposal), Deadline.after(1))
+    outcome = ends(seats)[1]
+    assert isinstance(outcome, ProtocolError)
+    assert f"at most {most} images in a proposal of" in str(outcome)
 
 
 def test_threat_34_a_follower_says_only_once_ahead_what_the_leader_never_proposes(start: Start) -> None:
