@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import shutil
 import socket
 import sys
@@ -30,6 +31,7 @@ from fedsec.transport import (
     read_meter,
 )
 from fedsec.transport.cluster_file import is_loopback
+from fedsec.transport.party_config import STATE_LOCK
 
 READY_S = 20.0
 """Seconds until every party must accept connections; one takes about 0.5 s on an idle machine."""
@@ -308,6 +310,7 @@ class Cluster:
     def _launch(self) -> None:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="fedsec-")).resolve()
+        self._refuse_running()
         names = [name for name, _host, _port in self._parties]
         self._keys = make_local_keys(self._folder / "keys", names, self._hospitals)
         with contextlib.ExitStack() as sockets:
@@ -319,6 +322,18 @@ class Cluster:
             self._write_files(listeners)
             for name, listener in listeners.items():
                 self._start(name, listener)
+
+    def _refuse_running(self) -> None:
+        """Raise before the cluster file is written: users find the parties that run already by it."""
+        for name, _host, _port in self._parties:
+            with contextlib.suppress(FileNotFoundError), self._lock_path(name).open("rb") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UsageError(
+                        f"the parties of {self.folder} run already: `fedsec status {self.folder}` tells how"
+                        " they are; stop them before they are started again"
+                    ) from None
 
     def _start(self, name: str, listener: socket.socket) -> None:
         process = self._processes[name] = PartyProcess(name, self.folder / "logs" / f"{name}.log")
@@ -350,6 +365,9 @@ class Cluster:
 
     def _config_path(self, name: str) -> Path:
         return self.folder / "parties" / name / "party.toml"
+
+    def _lock_path(self, name: str) -> Path:
+        return self._config_path(name).parent / "state" / STATE_LOCK
 
     def _reach_others(self, deadline: Deadline) -> None:
         others = [endpoint for endpoint in self.endpoints if endpoint.name not in self._processes]

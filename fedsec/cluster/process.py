@@ -77,7 +77,7 @@ class PartyProcess:
         """
         while not self._said_ready():
             self.check()
-            deadline.remaining(f"party {self.name} (its log is {self.log})")
+            deadline.remaining(f"{self.name} (its log is {self.log})")
             time.sleep(_LOOK_S)
 
     def check(self) -> None:
@@ -90,7 +90,7 @@ class PartyProcess:
         if code is not None:
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             raise PeerLostError(
-                f"expected party {self.name} to run; it ended with {how}. End of {self.log}:\n{self.tail()}"
+                f"expected {self.name} to run; it ended with {how}. End of {self.log}:\n{self.tail()}"
             )
 
     def tail(self) -> str:

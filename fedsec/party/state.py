@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from fedsec.errors import StateError
+from fedsec.transport.party_config import STATE_LOCK
 
 
 def claim_state(folder: Path, stack: ExitStack) -> None:
@@ -23,7 +24,7 @@ def claim_state(folder: Path, stack: ExitStack) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         mode = folder.stat().st_mode & 0o777
-        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        lock = os.open(folder / STATE_LOCK, os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:
         raise StateError(f"the state folder {folder} cannot be used: {error.strerror}") from error
     stack.callback(os.close, lock)

@@ -11,6 +11,8 @@ from fedsec.transport import toml
 from fedsec.transport.identity import check_name
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+STATE_LOCK = "lock"
+"""In the folder of the durable state; a party holds it locked while it runs."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -135,6 +136,20 @@ def test_a_cluster_can_be_started_again_with_the_same_keys(tmp_path: Path) -> No
         cluster.start()
 
 
+def test_parties_that_run_are_not_started_twice_and_stay_where_users_find_them(tmp_path: Path) -> None:
+    state = tmp_path / "run" / "parties" / "party-1" / "state"
+    state.mkdir(parents=True)
+    cluster_file = tmp_path / "run" / "cluster.toml"
+    cluster_file.write_text("as the running parties have it")
+
+    with (state / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match=r"run already: `fedsec status .*stop them"):
+            Cluster.local(tmp_path / "run", command=_script(tmp_path, PARTY)).start()
+
+    assert cluster_file.read_text() == "as the running parties have it"
+
+
 def test_a_temporary_folder_is_removed_with_its_keys(tmp_path: Path) -> None:
     cluster = Cluster.local(command=_script(tmp_path, PARTY))
     with pytest.raises(UsageError, match="expected a started cluster"):
@@ -155,7 +170,7 @@ def test_a_party_that_ends_at_once_is_named_with_its_log(tmp_path: Path) -> None
 def test_a_party_that_does_not_get_ready_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "READY_S", 0.5)
     cluster = Cluster.local(tmp_path / "run", command=_script(tmp_path, SILENT))
-    with pytest.raises(DeadlineError, match="party party-0"):
+    with pytest.raises(DeadlineError, match="party-0"):
         cluster.start()
     assert cluster.pids() == {}
 
