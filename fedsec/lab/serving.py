@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedsec.cluster.cluster import Cluster
 from fedsec.lab.experiment import local_cluster
+from fedsec.lab.images import SIDE
 from fedsec.lab.keeping import Say, keep
 from fedsec.lab.rundir import RunFolder
 from fedsec.lab.share import Offer, SharedModel, plan_of, share
-from fedsec.nn import save_weights
+from fedsec.nn import Reveal, save_weights
 from fedsec.scenario import Scenario
 
 
@@ -40,7 +42,8 @@ def serve_here(model: Path, offer: Offer, *, runs: Path, ports: Sequence[int] | 
     with cluster, share(folder.path, cluster) as shared:
         for party in cluster.endpoints:
             say(f"{party.name} listens at {party.address}")
-        return _serve(shared, offer, f"fedsec predict {folder.path}", say, cluster)
+        asking = _Asking(f"fedsec predict {folder.path}", *folder.credentials("user"))
+        return _serve(shared, offer, asking, say, cluster)
 
 
 def serve_at(
@@ -65,15 +68,43 @@ def serve_at(
         TrustError, PeerLostError: A party is not the pinned one, or cannot be reached.
     """
     with share(model, cluster, identity, replace=replace) as shared:
-        return _serve(shared, offer, f"fedsec predict --cluster {cluster} --identity USER.pem", say)
+        user = Path("USER.pem")
+        asking = _Asking(f"fedsec predict --cluster {cluster} --identity {user}", cluster, user)
+        return _serve(shared, offer, asking, say)
 
 
-def _serve(shared: SharedModel, offer: Offer, ask: str, say: Say, cluster: Cluster | None = None) -> int:
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """How a user asks.
+
+    Attributes:
+        command: The command without what it asks about.
+        cluster: The cluster file.
+        user: The user's identity.
+    """
+
+    command: str
+    cluster: Path
+    user: Path
+
+    def example(self, shape: tuple[int, ...], reveal: Reveal) -> str:
+        """Return a command that asks, or a call in Python if the command cannot read such images."""
+        logits = reveal == "logits"
+        if shape == (SIDE, SIDE, 1):
+            return f"{self.command} --test-index 0 1 2" + ("" if logits else f" --reveal {reveal}")
+        credentials = f'"{self.cluster}", "{self.user}"'
+        wanted = "images" if logits else f'images, "{reveal}"'
+        return f"in Python: fedsec.Client.connect({credentials}).predict({wanted})"
+
+
+def _serve(
+    shared: SharedModel, offer: Offer, asking: _Asking, say: Say, cluster: Cluster | None = None
+) -> int:
     shared.serve(offer.num_requests, quota=offer.quota, reveals=offer.reveals, mode=offer.mode)
     end = "until Ctrl-C" if offer.num_requests is None else f"{offer.num_requests} image(s)"
     say(f"serving {end}, revealing {' or '.join(offer.reveals)}; to ask:")
-    reveal = "" if "logits" in offer.reveals else f" --reveal {offer.reveals[0]}"
-    say(f"  {ask} --test-index 0 1 2{reveal}")
+    reveal = "logits" if "logits" in offer.reveals else offer.reveals[0]
+    say(f"  {asking.example(shared.plan.input_shape, reveal)}")
     return keep(shared, say, cluster)
 
 

@@ -134,7 +134,7 @@ def serve(folder: RunFolder) -> Iterator[Start]:
     def start(*options: str) -> Served:
         served = Served(folder, *options)
         started.append(served)
-        served.wait_for("--test-index")
+        served.wait_for("in Python: fedsec.Client.connect(")
         return served
 
     yield start
