@@ -14,10 +14,11 @@ _SHARES = {
     "upload": "shares of updates",
     "share_model": "shares of the model",
     "query": "shares of images",
+    "deal": "randomness dealt ahead",
 }
 _STEPS = "masked protocol steps"
 _CONTROL = "signed lists, control"
-_PROTOCOLS = {name.rpartition(".")[2] for name in PROTOCOLS}
+_PROTOCOLS = {name.rpartition(".")[2] for name in PROTOCOLS} | {"online"}
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:

@@ -34,7 +34,7 @@ SUMMARY = {
     },
     "seen": {
         "party-0": {"upload": (10, 2_160_000), "relu": (2, 100), "truncate": (1, 23), "announce": (4, 7)},
-        "party-1": {"query": (3, 96)},
+        "party-1": {"query": (3, 96), "deal": (5, 61_000), "online": (6, 98)},
     },
     "prediction": {"test_index": [0, 1], "labels": [7, 2], "truth": [7, 2], "differences": [0.003, 0.004]},
 }
@@ -57,6 +57,8 @@ def test_the_tables_show_every_number() -> None:
         "10 / 2.2 MB",
         "3 / 96 B",
         "3 / 123 B",
+        "5 / 61.0 kB",
+        "6 / 98 B",
         "4 / 7 B",
         "0.0040",
         "answers: 7 2",
