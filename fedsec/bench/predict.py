@@ -91,7 +91,7 @@ def bench_predict(model: Path | None, effort: Effort, say: Say) -> dict[str, Any
                 results["dealt"] = _dealt(service, clear, effort)
             with served(run, cluster, mode="plain", reveals=["logits"]) as service:
                 results["plain"] = _one_service(service, effort)
-        say("the same over plain TCP")
+        say("the same over plain TCP, for which parties and client warn: INSECURE")
         with (
             parties(work / "tcp", insecure_plaintext=True) as cluster,
             served(run, cluster, reveals=["logits"]) as service,

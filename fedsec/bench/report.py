@@ -133,6 +133,8 @@ def print_report(results: Results, console: Console | None = None) -> None:
     table.add_column("")
     for row in rows_of(results):
         table.add_row(row.figure, _text(row.value, row.unit), _text(row.must), _text(row.aim), row.verdict)
+    table.caption = "must, aim: what fedsec asks of itself on two idle cores"
+    table.caption_justify = "left"
     console.print(table)
     console.print(_keras(results["dealt"]))
 
@@ -146,6 +148,7 @@ def _keras(dealt: Results) -> Table:
         one, many = dealt["keras_one"][how]["median"], dealt["keras_batch"][how]["median"]
         ratios = (one / dealt["one"]["median"], many / dealt["batch"]["median"])
         table.add_row(name, _text(one), f"{ratios[0]:.2f}", _text(many), f"{ratios[1]:.2f}")
+    table.caption_justify = "left"
     table.caption = "ratio: its time by that of a private prediction; above 1 the private one is faster"
     return table
 

@@ -31,10 +31,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a run's folder, or a .keras or .h5 file; by default the short-conv network, random weights",
     )
     predict.add_argument(
-        "--quick", action="store_true", help="20 seconds, rough: no long line, no large models"
+        "--quick",
+        action="store_true",
+        help="about 20 seconds on an idle machine, rough: no long line, no large models",
     )
     links = _add(what, "links", "one communication round, beside bare sockets", _links)
-    links.add_argument("--rounds", type=int, default=_ROUNDS, metavar="N", help="of each size")
+    links.add_argument(
+        "--rounds", type=int, default=_ROUNDS, metavar="N", help=f"of each size; {_ROUNDS} by default"
+    )
     engine = _add(what, "engine", "the parties' computation alone, prepared and online part", _engine)
     engine.add_argument(
         "run_folder",
@@ -43,8 +47,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="a run's folder; by default the short-conv network",
     )
-    engine.add_argument("--reveal", choices=REVEALS, default="logits", help="what the answer is")
-    engine.add_argument("--predictions", type=int, default=_PREDICTIONS, metavar="N", help="of one image")
+    engine.add_argument(
+        "--reveal", choices=REVEALS, default="logits", help="what the answer is; logits by default"
+    )
+    engine.add_argument(
+        "--predictions",
+        type=int,
+        default=_PREDICTIONS,
+        metavar="N",
+        help=f"of one image; {_PREDICTIONS} by default",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -71,6 +83,7 @@ def _predict(options: argparse.Namespace) -> None:
 def _links(options: argparse.Namespace) -> None:
     if options.rounds < 1:
         raise UsageError(f"--rounds: expected at least 1, got {options.rounds}")
+    _say("two processes, then three; raw and ours, TCP and TLS; about ten seconds")
     results = bench_links(options.rounds)
     if options.json:
         print_json(results)
@@ -81,6 +94,7 @@ def _links(options: argparse.Namespace) -> None:
 def _engine(options: argparse.Namespace) -> None:
     if options.predictions < 1:
         raise UsageError(f"--predictions: expected at least 1, got {options.predictions}")
+    _say("three processes, dealt and plain, TLS and TCP; about 20 seconds")
     results = bench_engine(options.run_folder, options.reveal, options.predictions)
     if options.json:
         print_json(results)
