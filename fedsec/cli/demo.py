@@ -1,4 +1,4 @@
-"""``fedsec demo``: the whole path on real MNIST, in about a minute and a half on two cores."""
+"""``fedsec demo``: the whole path on real MNIST, in about a minute on two cores."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from fedsec.lab.report import print_summary
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--rounds", type=int, metavar="N", help="federated rounds")
-    parser.add_argument("--examples", type=int, metavar="N", help="training images in all, 60000 by default")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go")
+    parser.add_argument("--rounds", type=int, metavar="N", help="federated rounds; 6 by default")
+    parser.add_argument("--examples", type=int, metavar="N", help="training images in all; 60000 by default")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go; runs by default"
+    )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object at the end and nothing else"
     )

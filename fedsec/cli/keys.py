@@ -20,6 +20,7 @@ from fedsec.errors import UsageError
 from fedsec.transport import ClusterFile, Endpoint, Identity, PartyConfig, Role
 
 _KEY = "64 hex digits, or the identity file they are read from"
+_COHORT = f"fewest hospitals in a sum; {PartyConfig.minimum_cohort} by default"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -124,8 +125,15 @@ def _party_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", type=Path, required=True, metavar="FILE", help="the cluster file")
     parser.add_argument("--identity", type=Path, required=True, metavar="FILE", help="the party's identity")
     parser.add_argument("--state", type=Path, required=True, metavar="FOLDER", help="its durable state")
-    parser.add_argument("--listen", default="0.0.0.0", metavar="ADDRESS", help="address to listen on")  # noqa: S104 - a party on a host of its own is there to be reached; TLS and pinned keys guard it
-    parser.add_argument("--minimum-cohort", type=int, default=PartyConfig.minimum_cohort, metavar="N")
+    parser.add_argument(
+        "--listen",
+        default="0.0.0.0",  # noqa: S104 - a party on a host of its own is there to be reached; TLS and pinned keys guard it
+        metavar="ADDRESS",
+        help="address to listen on; all by default",
+    )
+    parser.add_argument(
+        "--minimum-cohort", type=int, default=PartyConfig.minimum_cohort, metavar="N", help=_COHORT
+    )
 
 
 def _party(options: argparse.Namespace) -> str:
@@ -156,24 +164,64 @@ def _trust_options(parser: argparse.ArgumentParser) -> None:
         "--identity", type=Path, required=True, metavar="FILE", help="the hospital's identity"
     )
     parser.add_argument("--state", type=Path, required=True, metavar="FOLDER", help="its durable state")
-    parser.add_argument("--minimum-cohort", type=int, default=limits.minimum_cohort, metavar="N")
     parser.add_argument(
-        "--fewest-aggregators", type=int, metavar="N", help="all parties of the cluster file, unless told so"
+        "--minimum-cohort", type=int, default=limits.minimum_cohort, metavar="N", help=_COHORT
     )
-    parser.add_argument("--largest-weight", type=int, default=limits.largest_weight, metavar="N")
     parser.add_argument(
-        "--smallest-largest-weight", type=int, default=limits.smallest_largest_weight, metavar="N"
+        "--fewest-aggregators",
+        type=int,
+        metavar="N",
+        help="over how many an update is split; all parties of the cluster file by default",
     )
-    parser.add_argument("--largest-clip", type=float, default=limits.largest_clip, metavar="C")
-    parser.add_argument("--smallest-clip", type=float, default=limits.smallest_clip, metavar="C")
-    parser.add_argument("--weights", nargs="+", default=list(limits.weights), choices=get_args(WeightRule))
+    parser.add_argument(
+        "--largest-weight",
+        type=int,
+        default=limits.largest_weight,
+        metavar="N",
+        help="largest weight of a hospital, in examples; %(default)s by default",
+    )
+    parser.add_argument(
+        "--smallest-largest-weight",
+        type=int,
+        default=limits.smallest_largest_weight,
+        metavar="N",
+        help="smallest such bound that a server may announce; %(default)s by default",
+    )
+    parser.add_argument(
+        "--largest-clip",
+        type=float,
+        default=limits.largest_clip,
+        metavar="C",
+        help="widest range of an update's values; %(default)s by default",
+    )
+    parser.add_argument(
+        "--smallest-clip",
+        type=float,
+        default=limits.smallest_clip,
+        metavar="C",
+        help="narrowest; %(default)s by default",
+    )
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=list(limits.weights),
+        choices=get_args(WeightRule),
+        help="how examples may become weights; examples by default",
+    )
     parser.add_argument(
         "--metric",
         action="append",
         metavar="NAME=LOW:HIGH",
-        help="a metric that may be summed, with its range; repeat it (accuracy=0:1 and loss=0:100)",
+        help="a metric that may be summed, with its range; repeat it; accuracy=0:1 and loss=0:100 by default",
     )
-    parser.add_argument("--ring-bits", type=int, nargs="+", default=list(limits.ring_bits), choices=(32, 64))
+    parser.add_argument(
+        "--ring-bits",
+        type=int,
+        nargs="+",
+        default=list(limits.ring_bits),
+        choices=(32, 64),
+        help="word sizes that are accepted; 32 by default",
+    )
 
 
 def _trust(options: argparse.Namespace) -> str:

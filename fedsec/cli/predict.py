@@ -41,19 +41,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="MNIST test images, by number; with RUN the default is 0 1 2",
     )
     images.add_argument(
-        "--image", type=Path, nargs="+", metavar="FILE", help="pictures of digits, light on dark"
+        "--image",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="pictures of digits, light on dark; for images other than 28 x 28 grey ones, ask in Python",
     )
     parser.add_argument(
         "--wait",
         type=float,
         default=0.0,
         metavar="SECONDS",
-        help="how long to wait for a service that is only just being started",
+        help="how long to wait for a service that is only just being started; 0 by default",
     )
     parser.add_argument(
         "--reveal",
         choices=REVEALS,
-        help="what to ask for, of what the owner allows: the rest is never opened (logits, where allowed)",
+        help="what to ask for, if the owner allows it; the rest is not opened; logits by default, if allowed",
     )
     parser.add_argument(
         "--logits", action="store_true", help="print the logits of each image too; asks for them"

@@ -24,7 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SECTION.KEY=VALUE",
         help="override one value, e.g. training.rounds=3; may be repeated",
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go; runs by default"
+    )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object at the end and nothing else"
     )

@@ -28,13 +28,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--reveal",
         action="append",
         choices=REVEALS,
-        help="what users may ask for, and nothing else leaves the parties; may be repeated (logits)",
+        help="what users may ask for, and nothing else is opened; may be repeated; logits by default",
     )
     parser.add_argument(
         "--mode",
         choices=get_args(Mode),
         default="dealt",
-        help="dealt: randomness is prepared while the parties are idle; plain: nothing is (dealt)",
+        help="dealt, the default: randomness is prepared while the parties are idle; plain: nothing is",
     )
     parser.add_argument(
         "--ports",
@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("runs"),
         metavar="DIR",
-        help="where a Keras file gets its run folder",
+        help="where a Keras file gets its run folder; runs by default",
     )
     parser.add_argument("--cluster", type=Path, metavar="FILE", help="use parties that already run elsewhere")
     parser.add_argument("--identity", type=Path, metavar="FILE", help="the owner's identity, with --cluster")

@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         const=_NEWEST,
         default=0,
         metavar="N",
-        help=f"list the newest N queries too ({_NEWEST}): who, when, how many images, what was revealed",
+        help=f"list the newest N queries too: who, when, how many images, what for; {_NEWEST} by default",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 

@@ -114,6 +114,8 @@ class ServiceHealth:
             return
         if self.state in {"lost", "failed", "interrupted"}:
             why = next((party.why for party in self.parties if party.why), "see the parties' logs")
+            if all(party.status is None for party in self.parties):
+                raise PeerLostError(f"no party answers: {why}. `fedsec serve` starts a service")
             raise PeerLostError(f"the service is {self.state}: {why}")
         raise ServiceEndedError(f"no service runs: {self.state}")
 
