@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from fedsec.aggregation.service import AggregatorService
 from fedsec.errors import TrustError, UsageError
 from fedsec.party.state import claim_state
+from fedsec.party.throttle import Throttle
 from fedsec.serving.parts import PARTIES
 from fedsec.serving.prediction import PredictionService
 from fedsec.transport import ClusterFile, Identity, Meter, PartyConfig, Role, meter_route
@@ -156,6 +157,8 @@ def _log_to_stderr(config: PartyConfig) -> None:
         level=config.log_level.upper(),
         format=f"%(asctime)s {config.name} %(levelname)s %(name)s: %(message)s",
     )
+    # The server's lines are caused by peers, each refused request by one.
+    logging.getLogger(Server.__module__).addFilter(Throttle())
 
 
 def _bell_on_signals() -> int:
