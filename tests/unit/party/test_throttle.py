@@ -71,5 +71,7 @@ except UsageError:
     for _ in range(1000):
         logging.getLogger("fedsec.transport.server").warning("refused: %s", "again")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stderr.count("refused: again") == BURST
