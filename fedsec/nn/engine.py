@@ -38,6 +38,11 @@ class Engine(Protocol):
         """Which of the ways this is."""
         ...
 
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether this party's shares of the inputs matter; of the others only their shape does."""
+        ...
+
     def prepare(self, images: int, reveal: Reveal) -> None:
         """Prepare for that many images; only the first party may send anything meanwhile."""
         ...
@@ -59,6 +64,7 @@ class PlainEngine:
     """Computes on replicated shares, without anything prepared."""
 
     mode: Mode = "plain"
+    reads_inputs = True
 
     def __init__(self, party: Party, plan: Plan, weights: Sequence[RepShare]) -> None:
         """Take this party's shares of the parameters, in the plan's order.
@@ -124,6 +130,7 @@ class DealtEngine:
 
     def __init__(self, party: Party, plan: Plan, weights: Sequence[RepShare]) -> None:
         """Take this party's shares of the parameters, in the plan's order."""
+        self.reads_inputs = party.id != DEALER
         self._party = party
         self._plan = plan
         self._weights = tuple(weights)

@@ -37,6 +37,8 @@ CREATE TABLE IF NOT EXISTS charge (
 _VERSION = 2
 _LOG_PAGES = 256
 """SQLite starts over in its write-ahead log after so many pages of 4 kB: some 80 charges."""
+_MOST_UNUSED = 4096
+"""Requests that wait at a party, and those that were refused, are remembered as not charged up to so many."""
 
 
 class Ledger:
@@ -244,6 +246,7 @@ class ServiceBook:
         self._lock = threading.Lock()
         self._answered = answered
         self._usage: dict[bytes, int] = {}
+        self._unused: set[RequestKey] = set()
         self._names: dict[bytes, str] = {}
 
     def meet(self, fingerprint: bytes, name: str) -> None:
@@ -256,8 +259,17 @@ class ServiceBook:
 
     def used(self, key: RequestKey) -> bool:
         """Whether this request was charged before, also by an earlier run of this party."""
-        query = "SELECT 1 FROM charge WHERE model = ? AND fingerprint = ? AND request = ?"
-        return self.ledger.read_one(query, (self.model, *key)) is not None
+        with self._lock:
+            # Looked up when a request comes, and not again when the parties judge it.
+            if key in self._unused:
+                return False
+            query = "SELECT 1 FROM charge WHERE model = ? AND fingerprint = ? AND request = ?"
+            used = self.ledger.read_one(query, (self.model, *key)) is not None
+            if not used:
+                if len(self._unused) >= _MOST_UNUSED:
+                    self._unused.clear()
+                self._unused.add(key)
+            return used
 
     def answered(self) -> int:
         """Images answered by this service; what a crash interrupted counts as answered."""
@@ -281,6 +293,7 @@ class ServiceBook:
         with self._lock:
             self.ledger.charge(self, entries)
             for entry in entries:
+                self._unused.discard(key_of(entry))
                 if entry.fingerprint in self._usage:
                     self._usage[entry.fingerprint] += entry.images
             self._answered += sum(entry.images for entry in entries)

@@ -106,7 +106,7 @@ class ServiceLoop:
         proposal = self._await_something()
         self._last_step = time.monotonic()
         self._table.propose(proposal)
-        self._room.unpack(key_of(entry) for entry in proposal.entries)
+        self._unpack(proposal.entries)
         return proposal
 
     def _await_something(self) -> Proposal:
@@ -169,7 +169,12 @@ class ServiceLoop:
         if leaving or ahead:
             accepted = tuple(entry for entry in ahead or () if self._room.reserve([key_of(entry)]))
             self._table.vote(Ballot((), leaving, accepted))
-            self._room.unpack(key_of(entry) for entry in accepted)
+            self._unpack(accepted)
+
+    def _unpack(self, entries: Sequence[Entry]) -> None:
+        """Expand parts that will be computed on, while the others are waited for."""
+        if self._engine.reads_inputs:
+            self._room.unpack(key_of(entry) for entry in entries)
 
     def _vote_on(self, entries: Sequence[Entry]) -> Ballot:
         """Judge a proposal; what is here of it is reserved until the decision."""
@@ -241,14 +246,21 @@ class ServiceLoop:
         Security: the engine has masked the share by a fresh zero share, so that the three together tell
         their receiver the answer and nothing of how the shares came about.
         """
+        images = sum(entry.images for entry in batch)
+        rows = self._engine.predict(self._inputs(keys, images), batch[0].reveal)
+        if len(rows) != images:
+            raise ProtocolError(f"expected answers to {images} images, got {len(rows)}: the service ends")
+        return rows
+
+    def _inputs(self, keys: Sequence[RequestKey], images: int) -> RepShare:
+        """Return this party's share of a batch, [images, *input_shape]."""
+        if not self._engine.reads_inputs:
+            nothing = np.zeros((images, *self._input_shape), dtype=np.uint64)
+            return RepShare(own=nothing, next=nothing, fraction_bits=self._fraction_bits)
         parts = self._room.parts(keys)
         own = np.concatenate([part.own for part in parts]).reshape(-1, *self._input_shape)
         following = np.concatenate([part.next for part in parts]).reshape(-1, *self._input_shape)
-        share = RepShare(own=own, next=following, fraction_bits=self._fraction_bits)
-        rows = self._engine.predict(share, batch[0].reveal)
-        if len(rows) != sum(entry.images for entry in batch):
-            raise ProtocolError(f"expected answers to {len(own)} images, got {len(rows)}: the service ends")
-        return rows
+        return RepShare(own=own, next=following, fraction_bits=self._fraction_bits)
 
     def _refuse_hopeless(self) -> None:
         """Refuse what waits here and cannot be answered any more after the last charge."""

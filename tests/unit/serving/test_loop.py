@@ -53,6 +53,7 @@ class TinyEngine:
     """Takes what is prepared, as a dealt one would, and notes the order of all calls."""
 
     mode: Mode = "dealt"
+    reads_inputs = True
 
     def __init__(
         self, compute: Compute, calls: list[tuple[str, int, Reveal]], portion: Callable[[], None]
