@@ -52,6 +52,11 @@ class Terms:
     reveals: tuple[Reveal, ...]
     parties: tuple[Endpoint, ...]
 
+    @property
+    def left(self) -> int | None:
+        """Images that the service may answer from its start; None for no limit."""
+        return None if self.num_requests is None else self.num_requests - self.answered
+
     def digest(self) -> bytes:
         """Return SHA-256 over the terms in one canonical encoding; it names the session of the links."""
         parties = [(party.name, party.public_key) for party in self.parties]
@@ -243,7 +248,7 @@ class RunningService:
         loop = ServiceLoop(
             Table(self._party_id, previous, following, self._limits.silence_s),
             engine,
-            Stock(engine, self.terms.reveals),
+            Stock(engine, self.terms.reveals, self.terms.left),
             book=self.book,
             room=self.room,
             input_shape=plan.input_shape,

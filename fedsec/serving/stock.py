@@ -32,15 +32,17 @@ class Stock:
     Args:
         engine: the computation.
         reveals: what may be asked for; the first is prepared before anyone has asked.
+        images: how many the service will answer, the same at all parties; None for no limit.
     """
 
-    def __init__(self, engine: Engine, reveals: tuple[Reveal, ...]) -> None:
+    def __init__(self, engine: Engine, reveals: tuple[Reveal, ...], images: int | None = None) -> None:
         self._engine = engine
         self._reveal = reveals[0]
         self._portion = 1
         self._quiet_since = 0.0
         memory = STOCK_BYTES // len(reveals)
-        self._most = {reveal: most_in_stock(engine, reveal, memory) for reveal in reveals}
+        useful = STOCK_IMAGES if images is None else images
+        self._most = {reveal: min(useful, most_in_stock(engine, reveal, memory)) for reveal in reveals}
 
     def asked(self, reveal: Reveal, now: float) -> None:
         """Take note of a batch that was answered."""
