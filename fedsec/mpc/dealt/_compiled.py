@@ -1,7 +1,8 @@
 """The kernels of dealt mode that numba compiles; see ``plain`` for what each does.
 
 Loops over elements are innermost and take rows as views, so that the compiler uses vector instructions; words
-are handled in 64 bits and cut when stored.
+are handled in 64 bits and cut when stored. A word shifted by 64 places is not 0 but undefined: what may have
+to go so far goes in two steps.
 """
 
 from __future__ import annotations
@@ -168,8 +169,7 @@ def relu_share(
     one, low, high = shares
     images, n, words = first.shape
     count, half = m.shape[1], 1 << (n - 1)
-    shift, whole = np.uint64(numbers[0]), np.uint64(numbers[1])
-    top = shift - _ONE
+    top, whole = np.uint64(numbers[0] - 1), np.uint64(numbers[1])
     bits = np.empty(n, np.uint64)
     for i in range(images):
         row, target, rest, wrap = m[i], out[i], low[i, half], high[i, half]
@@ -191,16 +191,16 @@ def relu_share(
                 above = (np.uint64(wrap[e]) & minus) + ((np.uint64(high[i, c, e]) ^ minus) - minus)
                 value = np.uint64(row[e])
                 zero = ((value >> top) & _ONE) - _ONE
-                target[e] = keep * value + below + ((above << shift) & zero)
+                target[e] = keep * value + below + (((above << top) << _ONE) & zero)
 
 
 @jit
 def combine(m: RingArray, bits: int, low: RingArray, high: RingArray, keep: RingArray) -> None:
     """Overwrite keep by keep * m + low + 2^bits * high."""
-    top, shift = np.uint64(bits - 1), np.uint64(bits)
+    top = np.uint64(bits - 1)
     for i in range(m.shape[0]):
         row, kept, below, above = m[i], keep[i], low[i], high[i]
         for e in range(m.shape[1]):
             value = np.uint64(row[e])
-            wrap = np.uint64(0) if (value >> top) & _ONE else np.uint64(above[e]) << shift
+            wrap = np.uint64(0) if (value >> top) & _ONE else (np.uint64(above[e]) << top) << _ONE
             kept[e] = np.uint64(kept[e]) * value + np.uint64(below[e]) + wrap

@@ -33,9 +33,14 @@ def _same(name: str, *arguments: Any) -> None:
     assert np.array_equal(*outputs)
 
 
-@pytest.mark.parametrize(("ring", "out"), [(32, 32), (64, 32), (64, 64)])
-@pytest.mark.parametrize(("shift", "bits"), [(0, 32), (0, 7), (5, 27), (31, 1)])
-def test_window(words: Any, ring: int, out: int, shift: int, bits: int) -> None:
+@pytest.mark.parametrize(
+    ("shift", "bits", "ring", "out"),
+    [
+        *((*cut, *rings) for cut in ((0, 32), (0, 7), (5, 27), (31, 1)) for rings in ((32, 32), (64, 32))),
+        *((*cut, 64, 64) for cut in ((0, 1), (0, 63), (0, 64), (1, 63), (62, 2), (63, 1))),
+    ],
+)
+def test_window(words: Any, shift: int, bits: int, ring: int, out: int) -> None:
     _same("window", words((IMAGES, COUNT), ring), shift, bits, np.empty((IMAGES, COUNT), Ring(out).dtype))
 
 
@@ -50,14 +55,21 @@ def test_deal_chunk(words: Any, bits: int, role: tuple[int, int, int], shift: in
 
 
 @pytest.mark.parametrize("bits", range(1, 7))
+def test_chunks_at_the_top_of_the_longest_words(words: Any, bits: int) -> None:
+    r, planes = words((IMAGES, COUNT), 64), words((IMAGES, 2, COUNT), max(8, 1 << bits))
+    _same("deal_chunk", r, Chunk(64 - bits, bits, 0, 0, 1), planes)
+    _same("lookup", r, 64 - bits, bits, planes, np.zeros((IMAGES, COUNT), np.uint8))
+
+
+@pytest.mark.parametrize("bits", range(1, 7))
 def test_lookup(words: Any, bits: int) -> None:
     planes = words((IMAGES, 3, COUNT), max(8, 1 << bits))
     digits = np.asarray(words((IMAGES, COUNT), 8) % 8, dtype=np.uint8)
     _same("lookup", words((IMAGES, COUNT), 32), 9, bits, planes, digits)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5])
-@pytest.mark.parametrize("count", [1, 64, COUNT])
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [1, 63, 64, 65, COUNT, 128])
 def test_digits(words: Any, n: int, count: int) -> None:
     shape = (IMAGES, n, -(-count // 64))
     digits = words((IMAGES, count), 8)
@@ -65,7 +77,7 @@ def test_digits(words: Any, n: int, count: int) -> None:
     _same("sum_digits", words(shape, 64), words(shape, 64), np.empty((IMAGES, count), np.uint8))
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
 @pytest.mark.parametrize("ring", [8, 16, 32, 64])
 @pytest.mark.parametrize("extra", [0, 1])
 def test_kept(words: Any, n: int, ring: int, extra: int) -> None:
@@ -78,7 +90,10 @@ def test_kept(words: Any, n: int, ring: int, extra: int) -> None:
 
 @pytest.mark.parametrize(
     ("ring", "high", "window", "bits"),
-    [(32, 16, 32, 21), (32, 8, 32, 32), (64, 64, 32, 13), (64, 32, 64, 40)],
+    [
+        *((32, 16, 32, 21), (32, 8, 32, 32), (32, 8, 64, 64)),
+        *((64, 64, 32, 1), (64, 64, 32, 13), (64, 32, 64, 40), (64, 8, 64, 63), (64, 8, 64, 64)),
+    ],
 )
 def test_combine(words: Any, ring: int, high: int, window: int, bits: int) -> None:
     m = words((IMAGES, COUNT), window)
@@ -86,11 +101,14 @@ def test_combine(words: Any, ring: int, high: int, window: int, bits: int) -> No
     _same("combine", m, bits, *(words((IMAGES, COUNT), size) for size in (ring, high, ring)))
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5])
-@pytest.mark.parametrize(("ring", "high", "bits"), [(32, 16, 21), (32, 32, 9), (32, 8, 32), (64, 64, 13)])
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+@pytest.mark.parametrize(
+    ("ring", "high", "bits"),
+    [(32, 16, 21), (32, 32, 9), (32, 8, 32), (64, 64, 13), (64, 8, 63), (64, 8, 64), (32, 8, 64)],
+)
 def test_relu_share(words: Any, n: int, ring: int, high: int, bits: int) -> None:
     planes = [words((IMAGES, n, WORDS), 64) for _ in range(2)]
-    m = words((IMAGES, COUNT), 32)
+    m = words((IMAGES, COUNT), 32 if bits <= 32 else 64)
     m &= m.dtype.type((1 << bits) - 1)
     kept = 2 ** (n - 1)
     shares = tuple(

@@ -105,6 +105,18 @@ def test_truncation_of_every_value_under_every_mask(bits: int, window_bits: int,
     assert bits or np.array_equal(result, x)
 
 
+@pytest.mark.parametrize("ring", [RING32, RING64], ids=str)
+def test_a_truncation_by_nothing_takes_the_widest_window(ring: Ring) -> None:
+    half = 1 << 62
+    values = np.array([-half, -half + 1, -1, 0, 1, half - 2, half - 1], dtype=np.int64)
+    secret = np.tile(values.view(np.uint64), 200)[np.newaxis]
+    shares = replicated.share(secret, fresh_stream(), 0)
+
+    _x, result = _result(dealt_truncate, list(shares), bits=0, window_bits=63, ring=ring)
+
+    assert np.array_equal(result.astype(ring.dtype), secret.astype(ring.dtype))
+
+
 @pytest.mark.parametrize(("bits", "window_bits", "ignore_bits"), [(14, 17, 5), (15, 17, 3), (0, 32, 0)])
 @pytest.mark.parametrize("ring", [RING32, RING64], ids=str)
 def test_relu_of_wide_windows_at_the_ends_of_the_range(
