@@ -42,6 +42,9 @@ from fedsec.transport.identity import Peer, Role
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+USER_FRAME_BYTES = UNASKED_BYTES + 4096
+"""Longest frame of a user's request. Users are many, and a frame has its memory before its end has come."""
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -150,7 +153,8 @@ def read_request(
         ProtocolError: What came is no request; the connection is out of step.
         Refused: The request is well formed and may not be answered; the connection stays in step.
     """
-    label, frame = channel.receive_any(tuple(routes), max_bytes=MESSAGE_BYTES, deadline=first)
+    most = USER_FRAME_BYTES if channel.peer.role is Role.USER else MESSAGE_BYTES
+    label, frame = channel.receive_any(tuple(routes), max_bytes=most, deadline=first)
     route = routes[label]
     opened = unpack(memoryview(frame), channel.peer)
     size, deadline = opened.size, deadline_of(route)

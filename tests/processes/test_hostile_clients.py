@@ -33,6 +33,7 @@ from fedsec.transport import (
     call,
     connect,
 )
+from fedsec.transport.bodies import MESSAGE_BYTES, UNASKED_BYTES
 from fedsec.transport.frames import step_tag
 
 
@@ -187,6 +188,25 @@ def test_threat_37_four_gigabytes_in_a_header_are_refused_before_they_have_memor
             channel.receive("ask/reply", max_bytes=100, deadline=_soon())
     # In KiB on Linux, in bytes elsewhere: either way far below four gigabytes.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    _works(server, identities)
+
+
+def test_threat_37_a_users_frame_may_be_as_long_as_a_body_inside_of_it_and_no_longer(
+    start: Start, identities: dict[str, Identity]
+) -> None:
+    """512 connections of users may each hold one that never ends."""
+    server = start(Limits(request_s=5))
+    with _connect(server, identities) as channel:
+        body = bytes(UNASKED_BYTES)
+        assert call(channel, Ask(1), Told, body=body, deadline=_soon(), max_body_bytes=len(body))[1] == body
+    for size in (UNASKED_BYTES + 8192, MESSAGE_BYTES):
+        with _connect(server, identities) as channel:
+            tag = step_tag(b"", "ask/request", "user", "party-0")
+            channel._sock.send(struct.pack(">2sBBIQ8s", b"FS", 1, 0, size, 1, tag))
+            began = time.monotonic()
+            with pytest.raises(PeerLostError, match="closed it"):
+                channel.receive("ask/reply", max_bytes=100, deadline=_soon())
+            assert time.monotonic() - began < 2
     _works(server, identities)
 
 
