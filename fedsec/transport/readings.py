@@ -24,7 +24,8 @@ class MeterReading(msgspec.Struct, frozen=True, tag="meter_reading"):
         received_bytes: Payload bytes received.
         messages: Messages in both directions.
         by_label: By kind of message: messages sent, bytes sent, messages received, bytes received.
-        by_peer: The same by name of the other end.
+        by_peer: The same by name of the other end; empty for the server, which is not to know who asks for
+            predictions and how often.
     """
 
     sent_bytes: int
@@ -37,11 +38,10 @@ class MeterReading(msgspec.Struct, frozen=True, tag="meter_reading"):
 def meter_route(meter: Meter) -> Route:
     """Return the route by which the server and the owner read a party's meter."""
 
-    def answer(_call: Call) -> Reply:
+    def answer(request: Call) -> Reply:
+        by_peer = meter.by_peer() if request.peer.role is Role.OWNER else {}
         return Reply(
-            MeterReading(
-                meter.sent_bytes, meter.received_bytes, meter.messages, meter.by_label(), meter.by_peer()
-            )
+            MeterReading(meter.sent_bytes, meter.received_bytes, meter.messages, meter.by_label(), by_peer)
         )
 
     return Route(ReadMeter, frozenset({Role.SERVER, Role.OWNER}), answer)

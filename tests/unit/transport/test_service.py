@@ -252,6 +252,9 @@ def test_a_meter_is_read_by_server_and_owner_only(served: Connect) -> None:
     reading = read_meter(served(meter_route(meter), role=Role.OWNER), _soon())
     assert (reading.sent_bytes, reading.by_label) == (10, {"upload": (1, 10, 0, 0)})
     assert reading.by_peer == {"h": (1, 10, 0, 0)}
+    # The Flower server may not be trusted with who asks for predictions.
+    reading = read_meter(served(meter_route(meter), role=Role.SERVER), _soon())
+    assert (reading.sent_bytes, reading.by_peer) == (10, {})
     with pytest.raises(TrustError):
         read_meter(served(meter_route(meter), role=Role.USER), _soon())
 
