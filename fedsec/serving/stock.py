@@ -37,7 +37,7 @@ class Stock:
 
     def __init__(self, engine: Engine, reveals: tuple[Reveal, ...], images: int | None = None) -> None:
         self._engine = engine
-        self._reveal = reveals[0]
+        self._asked_for = [reveals[0]]
         self._portion = 1
         self._quiet_since = 0.0
         memory = STOCK_BYTES // len(reveals)
@@ -46,7 +46,7 @@ class Stock:
 
     def asked(self, reveal: Reveal, now: float) -> None:
         """Take note of a batch that was answered."""
-        self._reveal = reveal
+        self._asked_for = [reveal, *(other for other in self._asked_for if other != reveal)]
         self._quiet_since = now
 
     def due(self, now: float, *, idle: bool) -> float | None:
@@ -56,16 +56,18 @@ class Stock:
             now: a clock that never runs back, in seconds.
             idle: whether no request waits that is likely to be answered soon.
         """
-        if not idle or self._room() <= 0:
+        reveal = self._lacking()
+        if not idle or reveal is None:
             return None
-        if self._engine.ready(self._reveal) == 0:
+        if self._engine.ready(reveal) == 0:
             # Dealing one by one inside of requests costs more than a portion now.
             return 0.0
         return max(0.0, self._quiet_since + QUIET_S - now)
 
     def wanted(self) -> tuple[int, Reveal]:
-        """Leader: the next portion."""
-        return min(self._portion, self._room()), self._reveal
+        """Leader: the next portion, after ``due`` said that there is one."""
+        reveal = self._lacking() or self._asked_for[0]
+        return min(self._portion, self._room(reveal)), reveal
 
     def prepare(self, images: int, reveal: Reveal) -> None:
         """Prepare one portion, at all three parties after the same step.
@@ -90,8 +92,12 @@ class Stock:
         fitting = int(images * PORTION_S / took)
         self._portion = max(1, min(MOST_IMAGES, max(images // 2, min(2 * images, fitting))))
 
-    def _room(self) -> int:
-        return self._most[self._reveal] - self._engine.ready(self._reveal)
+    def _lacking(self) -> Reveal | None:
+        """Return what was asked for last of that of which the stock is not full: nobody's is forgotten."""
+        return next((reveal for reveal in self._asked_for if self._room(reveal) > 0), None)
+
+    def _room(self, reveal: Reveal) -> int:
+        return self._most[reveal] - self._engine.ready(reveal)
 
 
 def most_in_stock(engine: Engine, reveal: Reveal, memory: int) -> int:

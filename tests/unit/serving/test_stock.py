@@ -46,3 +46,17 @@ def test_a_service_of_three_images_prepares_three() -> None:
     assert engine.prepared == {"logits": 3}
     with pytest.raises(ProtocolError, match="within the stock"):
         stock.prepare(1, "logits")
+
+
+def test_who_asks_for_something_else_does_not_stop_what_others_asked_for() -> None:
+    engine = CountingEngine()
+    stock = Stock(engine, ("logits", "label", "top3"), 3)
+    stock.asked("label", 0.0)
+
+    while stock.due(1.0, idle=True) is not None:
+        stock.prepare(*stock.wanted())
+
+    assert engine.prepared == {"label": 3, "logits": 3}
+    engine.prepared["logits"] = 0
+    assert stock.due(1.0, idle=True) == 0.0
+    assert stock.wanted()[1] == "logits"
