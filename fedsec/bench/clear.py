@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedsec.bench.asker import pictures
+from fedsec.bench.models import CNN, MLP, SHORT_CONV
 from fedsec.bench.timing import rate, timed
 from fedsec.bench.workers import answer_requests
 from fedsec.errors import UsageError
@@ -18,7 +19,6 @@ from fedsec.learning.models import short_conv
 from fedsec.learning.saved import load_keras
 from fedsec.nn import save_weights
 
-SHORT_CONV, MLP, CNN = "short-conv", "mlp-1m", "cnn-1m"
 SEED = 20260101
 """Of the random weights; times do not depend on them."""
 

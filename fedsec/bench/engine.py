@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fedsec.bench.clear import SHORT_CONV
 from fedsec.bench.links import END, meet, together
+from fedsec.bench.models import CLEAR, SHORT_CONV
 from fedsec.bench.workers import Worker
 from fedsec.cluster.keys import make_local_keys, numbered
 from fedsec.lab.rundir import RunFolder
@@ -20,7 +20,6 @@ from fedsec.nn import Reveal
 from fedsec.nn.engine import MODES
 from fedsec.sharing.replicated import PARTIES
 
-CLEAR = "fedsec.bench.clear"
 BATCHES = (1, 16, 128)
 _KINDS = ("tls", "tcp")
 _IMAGES = 256

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsec.bench.clear import CNN, MLP, SHORT_CONV
 from fedsec.bench.counting import count
+from fedsec.bench.models import CLEAR, CNN, MLP, SHORT_CONV
 from fedsec.bench.service import Service, an_image, parties, served
 from fedsec.bench.timing import Timing
 from fedsec.bench.workers import Worker
@@ -30,7 +30,6 @@ from fedsec.nn.engine import MODES
 
 WAYS = ("predict", "call", "function")
 
-CLEAR = "fedsec.bench.clear"
 BATCH = 128
 ONE_WAY_MS = 10.0
 _END_S = 20.0

@@ -30,8 +30,12 @@ class Worker:
     def __init__(self, module: str) -> None:
         self._module = module
         self._read = bytearray()
+        # In a session of its own: Ctrl-C reaches us alone, and the child ends with us.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
 
     @property
@@ -118,7 +122,8 @@ def answer_requests(operations: Mapping[str, Callable[..., Any]]) -> None:
     # Libraries that print must not print into our answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    with answers:
+    # Who has asked may be gone, after Ctrl-C for example: then nobody is there to be told.
+    with contextlib.suppress(BrokenPipeError), answers:
         for line in sys.stdin:
             answers.write(json.dumps(_answer(operations, json.loads(line))) + "\n")
             answers.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,3 +57,19 @@ def test_a_worker_that_ends_is_named(module: str) -> None:
 def test_a_worker_that_says_nothing_is_named(module: str) -> None:
     with Worker(module) as worker, pytest.raises(DeadlineError, match="worker_of_a_test"):
         worker.ask("sleep", timeout_s=0.3)
+
+
+def test_a_worker_whose_asker_has_gone_ends_without_a_word(
+    module: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Worker(module) as worker:
+        worker.tell("noisy", number=4)
+        # It is closed now, with an answer on its way, as Ctrl-C does it.
+
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_command_line_does_not_load_tensorflow() -> None:
+    code = "import sys; import fedsec.cli.bench; sys.exit('tensorflow' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
