@@ -135,9 +135,9 @@ def test_every_role_is_counted_at_its_own_meter(demo: Demo) -> None:
     parameters = sum(array.size for array in np.load(demo.folder / "weights.npz").values())
     assert 4 * parameters * 20 < traffic["hospitals"]["sent_bytes"] < 4.4 * parameters * 20
     assert {kind: sum(seen[party][kind][0] for party in PARTIES) for kind in ("upload", "query")} == {
-        # An upload is two messages at each of three parties: its header, and its part.
-        "upload": 2 * 3 * 20,
-        "query": 2 * 3,
+        # A part that is seeds, or small, comes in one message with its header; the full vector in two.
+        "upload": (2 + 1 + 1) * 20,
+        "query": 3,
     }
 
 
