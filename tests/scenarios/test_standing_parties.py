@@ -1,6 +1,5 @@
 """Three parties that were started one by one, as on three hosts, from keys made by ``fedsec keys``."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -76,23 +75,25 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def start(keys: Path, name: str) -> subprocess.Popen[str]:
+    """Start a standing party and wait until it answers."""
+    process = subprocess.Popen(
+        command("party", "--config", keys / f"{name}.toml"),
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert '"ready"' in process.stdout.readline()
+    return process
+
+
 @pytest.fixture(scope="module")
 def parties(keys: Path) -> Iterator[dict[str, subprocess.Popen[str]]]:
-    processes = {
-        name: subprocess.Popen(
-            command("party", "--config", keys / f"{name}.toml"),
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for name in NAMES
-    }
+    processes = {name: start(keys, name) for name in NAMES}
     try:
-        for process in processes.values():
-            assert process.stdout is not None
-            assert '"ready"' in process.stdout.readline()
         yield processes
     finally:
         for process in processes.values():
@@ -171,17 +172,28 @@ def test_ctrl_c_ends_the_service_and_the_parties_stay(
     assert ask(keys, "ann").returncode == 8
 
 
-def test_a_party_that_dies_ends_the_service_with_its_name(
+def test_a_party_that_dies_is_waited_for_and_the_service_goes_on(
     keys: Path, parties: dict[str, subprocess.Popen[str]], model: Path
 ) -> None:
     serve = command("serve", model, "--cluster", keys / "cluster.toml", "--identity", keys / "owner.pem")
     with subprocess.Popen(
         serve, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as owner:
-        assert owner.stdout is not None
-        assert any(line.startswith("  fedsec predict --cluster") for line in owner.stdout)
-        os.kill(parties["bob"].pid, signal.SIGKILL)
-        _, err = owner.communicate(timeout=60)
-    assert owner.returncode == 6
-    assert "bob" in err
-    assert err.count("\n") == 1
+        try:
+            assert owner.stdout is not None
+            assert any(line.startswith("  fedsec predict --cluster") for line in owner.stdout)
+            parties["bob"].kill()
+            parties["bob"].communicate()
+            said = [next(owner.stdout) for _ in range(2)]
+            assert "the service was interrupted" in said[0]
+            assert "bob" in said[0]
+            assert "waiting" in said[1]
+
+            parties["bob"] = start(keys, "bob")
+            assert "the service goes on" in next(owner.stdout)
+            assert ask(keys, "ann").returncode == 0
+            owner.send_signal(signal.SIGINT)
+            owner.communicate(timeout=30)
+        finally:
+            owner.kill()
+    assert owner.returncode == 130
