@@ -91,7 +91,14 @@ def run_blocks(blocks: list[Block], folder: Path) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("page", [*TUTORIALS, *OTHERS], ids=lambda page: page.name)
+PAGES = [
+    # Whole scenarios: twenty seconds.
+    pytest.param(page, marks=pytest.mark.slow if page.name == "run-a-scenario.md" else (), id=page.name)
+    for page in [*TUTORIALS, *OTHERS]
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs_as_written(page: Path, tmp_path: Path) -> None:
     blocks = blocks_of(page.read_text())
     assert blocks, "a tutorial without code teaches nothing"

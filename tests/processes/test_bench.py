@@ -38,6 +38,7 @@ def measured() -> dict[str, Any]:
     return results
 
 
+@pytest.mark.slow
 def test_every_figure_that_the_quick_run_measures_is_there(measured: dict[str, Any]) -> None:
     rows = {row.figure: row.value for row in rows_of(measured)}
     assert all(value > 0 for figure, value in rows.items() if "instead of" not in figure)
@@ -46,6 +47,7 @@ def test_every_figure_that_the_quick_run_measures_is_there(measured: dict[str, A
     assert set(measured["dealt"]["keras_one"]) == {"predict", "call", "function"}
 
 
+@pytest.mark.slow
 def test_simulation_and_meters_of_the_running_parties_agree_on_bytes(measured: dict[str, Any]) -> None:
     counted = measured["counts"]["dealt"]["logits"]
     metered = measured["dealt"]["party_bytes_an_image"]["all"]
@@ -59,6 +61,7 @@ def test_rounds_of_links_are_measured() -> None:
     assert all(set(times) == set(SIZES) and min(times.values()) > 0 for times in results.values())
 
 
+@pytest.mark.slow
 def test_the_engine_alone_is_measured(tmp_path: Path) -> None:
     layer = Dense(
         name="only", inputs=(0,), input_shape=(6,), output_shape=(4,), weight_fraction_bits=8, bound=16.0

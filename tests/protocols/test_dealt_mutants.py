@@ -21,6 +21,8 @@ from fedsec.testing import Example, Secret
 from fedsec.testing.checks import P_LIMIT
 from fedsec.testing.fixed_inputs import p_of_fixed_inputs
 
+pytestmark = pytest.mark.slow  # what the checks of the gates would have to notice; 14 s
+
 pytest_plugins = ["fedsec.testing"]
 
 LANES = 1 << 13
