@@ -100,11 +100,10 @@ class Gate(ABC):
             The mask of the result, or None if the gate is final.
         """
 
-    @abstractmethod
     def prepare(
         self, r: Sequence[RingArray], shares: Sequence[RingArray], masks: Sequence[RingArray]
     ) -> tuple[Material, RingArray | None]:
-        """Prepare as an evaluator, before the inputs exist.
+        """Prepare as an evaluator, before inputs exist; by default shares and masks are only kept.
 
         Args:
             r: This evaluator's parts of the masks of the inputs.
@@ -114,6 +113,7 @@ class Gate(ABC):
         Returns:
             What ``run`` needs, and this evaluator's part of the mask of the result, None if it is final.
         """
+        return (*shares, *masks), None if self.final else masks[-1]
 
     @abstractmethod
     def run(self, m: Sequence[RingArray], material: Material) -> Rounds:
@@ -136,6 +136,10 @@ class Gate(ABC):
         online = images * self.fields.mask_bytes
         dealt = images * self.fields.dealt_bytes
         return Cost(self.rounds + (dealt > 0), (dealt, online, online))
+
+    def result_mask(self, masks: Sequence[Masks]) -> RingArray | None:
+        """Return the dealer's mask of the result, the last of all; None if the gate is final."""
+        return None if self.final else masks[-1][0] + masks[-1][1]
 
     def opened(self, share: RingArray, material: Material) -> Rounds:
         """Open an additive share of the result under its mask, the last of the material; overwrites it.

@@ -68,7 +68,7 @@ class LinearGate(Gate):
         product = self._product(r[0], self._kernel)
         product -= shares[0]
         shares[0][...] = product
-        return None if self.final else masks[0][0] + masks[0][1]
+        return self.result_mask(masks)
 
     def prepare(
         self, r: Sequence[RingArray], shares: Sequence[RingArray], masks: Sequence[RingArray]
@@ -108,13 +108,7 @@ class InputGate(Gate):
         self, r: Sequence[RingArray], shares: Sequence[RingArray], masks: Sequence[Masks]
     ) -> RingArray | None:
         """Return the mask."""
-        return masks[0][0] + masks[0][1]
-
-    def prepare(
-        self, r: Sequence[RingArray], shares: Sequence[RingArray], masks: Sequence[RingArray]
-    ) -> tuple[Material, RingArray | None]:
-        """Keep the mask."""
-        return (masks[0],), masks[0]
+        return self.result_mask(masks)
 
     def run(self, m: Sequence[RingArray], material: Material) -> Rounds:
         """Open additive shares under the mask, which are not changed."""

@@ -56,7 +56,7 @@ class MaximumGate(Gate):
         """Deal the tables of the difference's sign."""
         difference = flat(r[0] - r[1])
         self._signs.deal(difference, [None, difference], shares, masks[0])
-        return None if self.final else masks[1][0] + masks[1][1]
+        return self.result_mask(masks)
 
     def prepare(
         self, r: Sequence[RingArray], shares: Sequence[RingArray], masks: Sequence[RingArray]

@@ -167,11 +167,9 @@ class PiecewiseGate(Gate):
         mask = flat(r[0])
         tables = len(self._signs.fields.dealt)
         self._signs.deal(mask, [None, np.tile(mask, len(self._knots))], shares[:tables], masks[0])
-        if self._truncation is None and self.final:
-            return None
-        opened = masks[1][0] + masks[1][1]
         if self._truncation is None:
-            return opened
+            return self.result_mask(masks)
+        opened = masks[1][0] + masks[1][1]
         return self._truncation.deal([opened], shares[tables:], masks[2:])
 
     def prepare(

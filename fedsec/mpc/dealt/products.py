@@ -52,7 +52,7 @@ class MultiplyGate(Gate):
         """Deal r_x * r_y."""
         r_x, r_y = self._aligned(r)
         np.subtract(r_x * r_y, shares[0], out=shares[0])
-        return None if self.final else masks[0][0] + masks[0][1]
+        return self.result_mask(masks)
 
     def prepare(
         self, r: Sequence[RingArray], shares: Sequence[RingArray], masks: Sequence[RingArray]

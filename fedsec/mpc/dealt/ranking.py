@@ -157,13 +157,7 @@ class TopKGate(Gate):
         for t in range(self._k):
             entry = (wins == self._values - 1 - t) * index
             np.subtract(entry, places[:, t], out=places[:, t])
-        return None if self.final else masks[2][0] + masks[2][1]
-
-    def prepare(
-        self, r: Sequence[RingArray], shares: Sequence[RingArray], masks: Sequence[RingArray]
-    ) -> tuple[Material, RingArray | None]:
-        """Keep tables and masks; nothing is left to do."""
-        return (*shares, *masks), None if self.final else masks[2]
+        return self.result_mask(masks)
 
     def run(self, m: Sequence[RingArray], material: Material) -> Rounds:
         """Compare all pairs, look up places, open the indices."""
@@ -214,13 +208,7 @@ class LargestAtOnceGate(Gate):
         tables = shares[-1]
         np.subtract(largest, tables[:, 0], out=tables[:, 0], dtype=self.ring.dtype)
         np.subtract(largest * self._in_rows(r[0])[:, np.newaxis], tables[:, 1], out=tables[:, 1])
-        return None if self.final else masks[2][0] + masks[2][1]
-
-    def prepare(
-        self, r: Sequence[RingArray], shares: Sequence[RingArray], masks: Sequence[RingArray]
-    ) -> tuple[Material, RingArray | None]:
-        """Keep tables and masks; nothing is left to do."""
-        return (*shares, *masks), None if self.final else masks[2]
+        return self.result_mask(masks)
 
     def run(self, m: Sequence[RingArray], material: Material) -> Rounds:
         """Compare all pairs, choose, open the result."""

@@ -91,13 +91,7 @@ class ReluGate(Gate):
         window = cut(flat(r[0]), self.bits, self.window_bits)
         rest, wrap = rest_and_wrap(window, self.window_bits, self.ring)
         self.signs.deal(window, [None, rest, wrap], shares, masks[0])
-        return None if self.final else masks[1][0] + masks[1][1]
-
-    def prepare(
-        self, r: Sequence[RingArray], shares: Sequence[RingArray], masks: Sequence[RingArray]
-    ) -> tuple[Material, RingArray | None]:
-        """Prepare as an evaluator: nothing is left to do."""
-        return (*shares, *masks), None if self.final else masks[1]
+        return self.result_mask(masks)
 
     def run(self, m: Sequence[RingArray], material: Material) -> Rounds:
         """Look up, open the digits, choose and open the result."""

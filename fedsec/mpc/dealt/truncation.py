@@ -61,13 +61,7 @@ class TruncateGate(Gate):
         window = cut(flat(r[0]), self.bits, self.window_bits)
         for share, value in zip(shares, rest_and_wrap(window, self.window_bits, self.ring), strict=True):
             np.subtract(value, share, out=share)
-        return None if self.final else masks[0][0] + masks[0][1]
-
-    def prepare(
-        self, r: Sequence[RingArray], shares: Sequence[RingArray], masks: Sequence[RingArray]
-    ) -> tuple[Material, RingArray | None]:
-        """Prepare as an evaluator: nothing is left to do."""
-        return (*shares, *masks), None if self.final else masks[0]
+        return self.result_mask(masks)
 
     def run(self, m: Sequence[RingArray], material: Material) -> Rounds:
         """Put the result together and open it."""
