@@ -32,6 +32,18 @@ from fedsec.transport import toml
 
 FILE_NAME = "scenario.toml"
 
+ModelName = Literal[
+    "lenet-5",
+    "mlp",
+    "short-conv",
+    "short-conv-16",
+    "short-conv-16-logits",
+    "short-conv-logits",
+    "small-resnet",
+    "tf-privacy",
+]
+"""The networks of ``fedsec.learning.models``, which needs TensorFlow and so cannot be asked from here."""
+
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
@@ -58,8 +70,8 @@ class HospitalSettings:
 class TrainingSettings:
     """What one hospital does in one round, and how many rounds there are."""
 
-    model: Literal["short-conv"] = "short-conv"
-    """The network's name in ``fedsec.learning.models``."""
+    model: ModelName = "short-conv"
+    """The network's name in ``fedsec.learning.models``; a wrong one is answered with all there are."""
 
     rounds: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 6
     """Federated rounds; six reach 96 % with ten equal hospitals."""

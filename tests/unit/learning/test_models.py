@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import typing
+
 import numpy as np
 import pytest
 
+from fedsec.errors import ScenarioError
 from fedsec.learning import models
 from fedsec.learning.backend import keras
+from fedsec.scenario import Scenario
+from fedsec.scenario.scenario import ModelName
 
 PARAMETERS = {
     "short-conv": 100 + 2_912 + 18_496 + 650,
@@ -36,3 +41,11 @@ def test_every_network_takes_digits_and_tells_ten_classes(name: str) -> None:
     last = getattr(model.layers[-1], "activation", None)
     assert probabilities == (last is keras.activations.softmax)
     assert name.endswith("-logits") <= (not probabilities)
+
+
+def test_a_scenario_can_name_every_network_and_no_other() -> None:
+    assert typing.get_args(ModelName) == models.NAMES
+    for name in models.NAMES:
+        assert Scenario().override(f"training.model={name}").training.model == name
+    with pytest.raises(ScenarioError, match=r"training\.model: expected 'lenet-5' or .* or 'tf-privacy'"):
+        Scenario().override("training.model=resnet")
