@@ -14,6 +14,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from fedsec.aggregation.service import AggregatorService
@@ -24,8 +25,11 @@ from fedsec.serving.parts import PARTIES
 from fedsec.serving.prediction import PredictionService
 from fedsec.transport import ClusterFile, Identity, Meter, PartyConfig, Role, meter_route
 from fedsec.transport.server import Server
+from fedsec.transport.service import Route
 
 logger = logging.getLogger(__name__)
+
+Service = AggregatorService | PredictionService
 
 _OPEN_FILES = 8192
 """A connection takes up to two descriptors, a part on disk one: several times the server's own limits."""
@@ -61,14 +65,11 @@ def run(config: PartyConfig, listen_fd: int | None = None, watch_stdin: bool = F
     with ExitStack() as stack:
         claim_state(config.state, stack)
         meter = Meter()
-        aggregator = _aggregator(config, identity, cluster, meter)
-        prediction = _prediction(config, identity, cluster, meter)
-        services = [service for service in (aggregator, prediction) if service is not None]
-        routes = [meter_route(meter), *(route for service in services for route in service.routes())]
+        services = services_of(config, identity, cluster, meter)
         server = Server(
             _listener(config, listen_fd),
             identity,
-            routes,
+            routes_of(services, meter),
             meter=meter,
             admit=cluster.admit,
             insecure_plaintext=cluster.insecure_plaintext,
@@ -77,8 +78,9 @@ def run(config: PartyConfig, listen_fd: int | None = None, watch_stdin: bool = F
         stack.callback(server.stop)
         for service in services:
             stack.callback(service.stop)
-        if aggregator is not None:
-            aggregator.start()
+        for service in services:
+            if isinstance(service, AggregatorService):
+                service.start()
         server.start()
         _say_ready(server.port, config.name)
         _wait_for_end(bell, watch_stdin)
@@ -104,6 +106,21 @@ def check_place(name: str, identity: Identity, cluster: ClusterFile) -> None:
             f"the cluster file pins another key for {name} than its identity has: nobody would talk to it; "
             "take the cluster file that was made with this identity"
         )
+
+
+def services_of(config: PartyConfig, identity: Identity, cluster: ClusterFile, meter: Meter) -> list[Service]:
+    """Return what this party does; nothing runs yet.
+
+    Raises:
+        StateError: the state folder is damaged.
+    """
+    both = (_aggregator(config, identity, cluster, meter), _prediction(config, identity, cluster, meter))
+    return [service for service in both if service is not None]
+
+
+def routes_of(services: Sequence[Service], meter: Meter) -> list[Route]:
+    """Return every request that a party answers at its one port, and for whom."""
+    return [meter_route(meter), *(route for service in services for route in service.routes())]
 
 
 def _aggregator(

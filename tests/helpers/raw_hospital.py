@@ -26,15 +26,18 @@ class RawHospital:
         address: Host and port.
         aggregator: Its name, which is in every tag.
         name: Our name, as in the certificate.
-        pem: Key and certificate.
+        pem: Key and certificate; None to show none.
         authority: The authority (PEM text) whose certificate the aggregator has.
     """
 
-    def __init__(self, address: tuple[str, int], aggregator: str, name: str, pem: Path, authority: str):
+    def __init__(
+        self, address: tuple[str, int], aggregator: str, name: str, pem: Path | None, authority: str
+    ) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.load_verify_locations(cadata=authority)
-        context.load_cert_chain(pem)
+        if pem is not None:
+            context.load_cert_chain(pem)
         plain = socket.create_connection(address, timeout=SECONDS)
         try:
             self.sock = context.wrap_socket(plain)
