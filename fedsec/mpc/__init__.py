@@ -7,6 +7,7 @@ and source.
 from fedsec.mpc.activation import piecewise_linear, relu, truncated_relu
 from fedsec.mpc.comparison import bits_to_words, is_negative, select
 from fedsec.mpc.costs import PROTOCOLS, Cost, ProtocolFunction, protocol
+from fedsec.mpc.lifting import lift, multiply_fraction
 from fedsec.mpc.linear import conv2d, conv2d_pair, matmul, matmul_pair, sum_pool
 from fedsec.mpc.maximum import max_pool, maximum, reduce_max
 from fedsec.mpc.opening import reveal, reveal_to
@@ -34,11 +35,13 @@ __all__ = [
     "conv2d_pair",
     "establish",
     "is_negative",
+    "lift",
     "matmul",
     "matmul_pair",
     "max_pool",
     "maximum",
     "multiply",
+    "multiply_fraction",
     "pair_streams",
     "piecewise_linear",
     "protocol",

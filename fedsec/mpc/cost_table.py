@@ -10,7 +10,7 @@ import numpy as np
 
 from fedsec.mpc import PROTOCOLS
 from fedsec.mpc.dealt import cost_examples
-from fedsec.ring import RING64
+from fedsec.ring import RING32, RING64
 from fedsec.sharing.boolean import LANES, BitShare
 from fedsec.sharing.replicated import RepShare
 
@@ -20,6 +20,11 @@ _COUNT = 1024
 def _words(*shape: int) -> RepShare:
     zeros = np.zeros(shape, dtype=RING64.dtype)
     return RepShare(zeros, zeros, fraction_bits=16)
+
+
+def _small_words(*shape: int) -> RepShare:
+    zeros = np.zeros(shape, dtype=RING32.dtype)
+    return RepShare(zeros, zeros)
 
 
 def _bits(planes: int) -> BitShare:
@@ -36,11 +41,13 @@ EXAMPLES: Mapping[str, tuple[Any, ...]] = {
     "conv2d": ("image 13 x 13 x 10, 32 kernels 3 x 3", (_words(1, 13, 13, 10), _words(3, 3, 10, 32))),
     "conv2d_pair": ("image 13 x 13 x 10, 32 kernels 3 x 3", (_words(1, 13, 13, 10), _words(3, 3, 10, 32))),
     "is_negative": (f"{_ELEMENTS}, window of 21 bits", (_words(_COUNT), 21)),
+    "lift": (f"{_ELEMENTS}, from 32 to 64 bits", (_small_words(_COUNT),)),
     "matmul": ("[1, 64] @ [64, 10]", (_words(1, 64), _words(64, 10))),
     "matmul_pair": ("[1, 64] @ [64, 10]", (_words(1, 64), _words(64, 10))),
     "max_pool": ("image 26 x 26 x 16, windows 2 x 2, 21 bits", (_words(1, 26, 26, 16), (2, 2), (1, 1), 21)),
     "maximum": (f"{_ELEMENTS}, window of 21 bits", (_words(_COUNT), _words(_COUNT), 21)),
     "multiply": (_ELEMENTS, (_words(_COUNT), _words(_COUNT))),
+    "multiply_fraction": (f"{_ELEMENTS}, 32 bits", (_words(_COUNT), 3, 32)),
     "piecewise_linear": (
         f"{_ELEMENTS}, 16 knots, window of 21 bits",
         (_words(_COUNT), range(16), range(16), 0, 0, 12, 21),
