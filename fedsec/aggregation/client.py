@@ -225,9 +225,8 @@ class HospitalClient:
     def _send(
         self, announcement: Announcement, parts: UploadParts, known: Submitted, deadline: Deadline
     ) -> None:
-        for name, part in parts.parts.items():
-            message = Upload(parts.header)
-            reply, _ = self._links.call(name, message, Stored, body=part, deadline=deadline)
+        replies = self._links.call_each(Upload(parts.header), parts.parts, Stored, deadline=deadline)
+        for name, reply in replies.items():
             if reply.aggregator != name:
                 raise ProtocolError(f"'{name}' acknowledged in the name of '{reply.aggregator}'")
             check_acknowledgement(announcement, known.upload_id, known.header_digest, reply)

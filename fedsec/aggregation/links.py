@@ -1,22 +1,24 @@
 """How hospitals, server and aggregators reach an aggregator: one request, one reply.
 
-Client and collector are written against :class:`Links`; :class:`TlsLinks` is the real one, ``memory`` has
-the twin for one process.
+A hospital asks all aggregators at the same time: the short requests are answered while the long one is
+still being sent. Client and collector are written against :class:`Links`; :class:`TlsLinks` is the real
+one, ``memory`` has the twin for one process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
 from fedsec.aggregation.signing import Buffer
-from fedsec.errors import DeadlineError, PeerLostError, UsageError
+from fedsec.errors import DeadlineError, FedsecError, PeerLostError, UsageError
 from fedsec.transport import Channel, Deadline, Endpoint, Identity, Meter
-from fedsec.transport.calling import call
+from fedsec.transport.calling import Calling, call
 from fedsec.transport.tls import connect
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -41,8 +43,45 @@ class Links(Protocol):
             FedsecError: What the aggregator answered; PeerLostError or DeadlineError name it when it did not.
         """
 
+    def call_each(
+        self, message: msgspec.Struct, bodies: Mapping[str, Buffer], reply: type[T], *, deadline: Deadline
+    ) -> dict[str, T]:
+        """Send one request with a body of its own to each of several aggregators, at the same time.
+
+        Args:
+            message: The request, the same for all.
+            bodies: The body for each aggregator by name.
+            reply: Class of the expected answers, which have no bodies.
+            deadline: When to give up.
+
+        Returns:
+            The answer of each aggregator.
+
+        Raises:
+            FedsecError: As :meth:`call`, of the first aggregator in the order of ``bodies`` that failed. The
+                others were asked and heard all the same.
+        """
+
     def close(self) -> None:
         """Close every connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Question(Generic[T]):
+    message: msgspec.Struct
+    body: Buffer
+    reply: type[T]
+    deadline: Deadline
+
+    def over(self, channel: Channel) -> Calling[T]:
+        return Calling(channel, self.message, self.reply, body=self.body, deadline=self.deadline)
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay(Generic[T]):
+    question: _Question[T]
+    calling: Calling[T]
+    kept: bool
 
 
 class TlsLinks:
@@ -86,6 +125,66 @@ class TlsLinks:
         channel, _ = self._channel(aggregator, deadline)
         return call(channel, message, reply, body=body, deadline=deadline, max_body_bytes=max_body_bytes)
 
+    def connect(self, deadline: Deadline) -> None:
+        """Open the connections that are missing, so that the first requests need not wait for them.
+
+        Raises:
+            TrustError, PeerLostError: As :func:`~fedsec.transport.tls.connect`.
+        """
+        for name in self._endpoints:
+            self._channel(name, deadline)
+
+    def call_each(
+        self, message: msgspec.Struct, bodies: Mapping[str, Buffer], reply: type[T], *, deadline: Deadline
+    ) -> dict[str, T]:
+        """Send a request to several aggregators at the same time; see :class:`Links`."""
+        answers: dict[str, T] = {}
+        failed: dict[str, FedsecError] = {}
+        under_way: dict[str, _UnderWay[T]] = {}
+        try:
+            for name in sorted(bodies, key=lambda one: memoryview(bodies[one]).nbytes):
+                with _noted(failed, name):
+                    question = _Question(message, bodies[name], reply, deadline)
+                    under_way[name] = self._begin(name, question)
+            # The longest is heard first: its aggregator waits for the body.
+            for name in reversed(list(under_way)):
+                with _noted(failed, name):
+                    answers[name] = self._hear(name, under_way[name])
+                del under_way[name]
+        finally:
+            # Left only by an error that is not ours: answers that nobody hears would come out of step.
+            for name in under_way:
+                self._drop(name)
+        for name in bodies:
+            if name in failed:
+                raise failed[name]
+        return answers
+
+    def _begin(self, name: str, question: _Question[T]) -> _UnderWay[T]:
+        channel, kept = self._channel(name, question.deadline)
+        try:
+            return _UnderWay(question, question.over(channel), kept)
+        except PeerLostError as error:
+            self._drop(name)
+            if not kept or isinstance(error, DeadlineError):
+                raise
+        channel, _ = self._channel(name, question.deadline)
+        return _UnderWay(question, question.over(channel), kept=False)
+
+    def _hear(self, name: str, under_way: _UnderWay[T]) -> T:
+        question = under_way.question
+        try:
+            while (answer := under_way.calling.hear()) is None:
+                continue
+        except PeerLostError as error:
+            self._drop(name)
+            if not under_way.kept or isinstance(error, DeadlineError):
+                raise
+            answer = self.call(
+                name, question.message, question.reply, body=question.body, deadline=question.deadline
+            )
+        return answer[0]
+
     def interrupt(self) -> None:
         """End every request that another thread waits for, and refuse new ones; :meth:`close` comes after."""
         with self._lock:
@@ -122,3 +221,11 @@ class TlsLinks:
         if channel is not None:
             with contextlib.suppress(OSError):
                 channel.close()
+
+
+@contextlib.contextmanager
+def _noted(failed: dict[str, FedsecError], name: str) -> Iterator[None]:
+    try:
+        yield
+    except FedsecError as error:
+        failed[name] = error

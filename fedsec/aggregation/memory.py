@@ -6,7 +6,7 @@ clock, so every order of messages can be tried.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -109,6 +109,15 @@ class MemoryLinks:
         encoded, answer = self._network.ask(self._peer, aggregator, message, body)
         self._network.pump()
         return decode_as(encoded, reply), bytearray(answer[: max_body_bytes or None])
+
+    def call_each(
+        self, message: msgspec.Struct, bodies: Mapping[str, Buffer], reply: type[T], *, deadline: Deadline
+    ) -> dict[str, T]:
+        """Ask one after the other; see :class:`~fedsec.aggregation.links.Links`."""
+        return {
+            name: self.call(name, message, reply, body=body, deadline=deadline)[0]
+            for name, body in bodies.items()
+        }
 
     def close(self) -> None:
         """Nothing is open."""

@@ -70,6 +70,15 @@ class StoppingLinks:
             self._sent += 1
         return self._links.call(aggregator, message, reply, body=body, **rest)
 
+    def call_each(self, message: Any, bodies: Any, reply: Any, *, deadline: Any) -> Any:
+        if self.place is None:
+            return self._links.call_each(message, bodies, reply, deadline=deadline)
+        # One after the other, so that the place of the stop is certain.
+        return {
+            name: self.call(name, message, reply, body=body, deadline=deadline)[0]
+            for name, body in bodies.items()
+        }
+
     def close(self) -> None:
         self._links.close()
 
