@@ -27,11 +27,13 @@ class RoundReport:
         included: Hospitals in the sum; 0 when the round ended without an average.
         hospitals: Hospitals asked.
         difference: Largest absolute difference of one parameter between the opened average and the plain
-            mean of the same updates, from the simulation's observer; None without an average.
+            mean of the same updates, from the simulation's observer; None without an average, and where
+            hospitals do not share one process.
         error_bound: What the encoding states for that difference; None without an average.
         seconds: Wall time of the round, evaluation included.
         statuses: How many hospitals answered with each status code.
         aborted: Why there was no average; empty otherwise.
+        names: The hospitals in the sum, sorted.
     """
 
     round: int
@@ -44,6 +46,7 @@ class RoundReport:
     seconds: float
     statuses: Mapping[str, int] = field(default_factory=dict)
     aborted: str = ""
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,10 @@ from fedsec.aggregation.encoding import plan_encoding
 from fedsec.errors import RoundAbortedError
 from fedsec.federation.observer import SimulationObserver
 from fedsec.federation.strategy import SecureRound
+from fedsec.lab.participants import examples_of, strategy_of
 from fedsec.lab.plan import round_plan
 from fedsec.lab.result import RoundReport
-from fedsec.lab.training import _Rounds, examples_of, strategy_of
+from fedsec.lab.rounds import Rounds
 from fedsec.learning.data import Mnist
 from fedsec.scenario import Scenario
 
@@ -70,7 +71,7 @@ def test_strategies_are_flowers_own_and_ask_hospitals_for_no_evaluation() -> Non
 
 def test_a_training_without_any_average_is_an_error_that_says_what_hospitals_answered() -> None:
     reports: list[RoundReport] = []
-    rounds = _Rounds(["hospital-00", "hospital-01"], SimulationObserver(), reports.append)
+    rounds = Rounds(["hospital-00", "hospital-01"], reports.append, SimulationObserver())
     secure = SecureRound(
         server_round=1,
         phase="train",
