@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,27 @@ from fedsec.federation.plan import RoundPlan, announce_round
 from fedsec.federation.records import array_names, config_items
 from fedsec.transport import ClusterFile, Deadline, Endpoint, Identity, Meter, Peer, Role
 
+# Test modules are no package here, so what several of them share is found by path.
+sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
+
+from flower_site import Site, open_site
+
 HOSPITALS = 4
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    one = open_site(tmp_path_factory.mktemp("site"))
+    yield one
+    for index in range(3):
+        one.stop(index)
+
+
+@pytest.fixture
+def mod() -> Iterator[SecureAggregationMod]:
+    one = SecureAggregationMod()
+    yield one
+    one.close()
 
 
 def identity(name: str, role: Role) -> Identity:

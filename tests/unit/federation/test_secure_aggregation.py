@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import logging
-import socket
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from flower_site import (
+    HOSPITALS,
+    PLAN,
+    START,
+    WEIGHTS,
+    Site,
+    numpy_app,
+    open_site,
+    run,
+    secured,
+)
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp.mod import fixedclipping_mod
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideFixedClipping,
@@ -27,175 +34,20 @@ from flwr.serverapp.strategy import (
     FedAvgM,
     FedProx,
     FedYogi,
-    Result,
     Strategy,
 )
 
-from fedsec.aggregation.service import AggregatorService
-from fedsec.aggregation.trust import TrustFile, TrustLimits
-from fedsec.cluster.keys import LocalKeys, make_local_keys, write_trust_files
+from fedsec.aggregation.trust import TrustFile
+from fedsec.cluster.keys import make_local_keys
 from fedsec.errors import PeerLostError, TrustError, UsageError
-from fedsec.federation.grid import Dropout, InProcessGrid, node_configs
+from fedsec.federation.grid import InProcessGrid, node_configs
 from fedsec.federation.mod import SecureAggregationMod
 from fedsec.federation.observer import SimulationObserver, largest_difference, plain_mean
 from fedsec.federation.plan import RoundPlan
-from fedsec.federation.strategy import SecureAggregation, SecureRound
-from fedsec.transport import ClusterFile, Identity
-from fedsec.transport.server import Server
+from fedsec.federation.strategy import SecureAggregation
+from fedsec.transport import Identity
 
-HOSPITALS = 5
-WEIGHTS = [50 + 40 * i for i in range(HOSPITALS)]
-PLAN = RoundPlan(
-    largest_weight=1000,
-    smallest_mean_weight=50,
-    train_metrics={"loss": (0.0, 10.0)},
-    evaluate_metrics={"accuracy": (0.0, 1.0)},
-    upload_seconds=30,
-    collect_seconds=30,
-)
 _seeds = itertools.count(1)
-
-
-@dataclass
-class Site:
-    """Three aggregators at work, and where everyone's keys are."""
-
-    keys: LocalKeys
-    cluster: ClusterFile
-    services: list[AggregatorService]
-    servers: list[Server]
-    trust: list[Path]
-
-    def stop(self, index: int) -> None:
-        self.servers[index].stop()
-        self.services[index].stop()
-
-
-def open_site(folder: Path) -> Site:
-    keys = make_local_keys(folder / "keys", parties=3, hospitals=HOSPITALS)
-    listeners = {name: socket.create_server(("127.0.0.1", 0)) for name in keys.parties}
-    cluster = keys.cluster_file({name: one.getsockname()[:2] for name, one in listeners.items()})
-    limits = TrustLimits(metrics={**PLAN.train_metrics, **PLAN.evaluate_metrics})
-    trust = list(write_trust_files(keys, cluster, limits).values())
-    services, servers = [], []
-    for name, listener in listeners.items():
-        identity = Identity.load(keys.identity(name))
-        service = AggregatorService(identity, cluster, folder / name, minimum_cohort=3)
-        service.start()
-        server = Server(listener, identity, service.routes(), admit=cluster.admit)
-        server.start()
-        services.append(service)
-        servers.append(server)
-    return Site(keys, cluster, services, servers, trust)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    one = open_site(tmp_path_factory.mktemp("site"))
-    yield one
-    for index in range(3):
-        one.stop(index)
-
-
-@pytest.fixture
-def mod() -> Iterator[SecureAggregationMod]:
-    one = SecureAggregationMod()
-    yield one
-    one.close()
-
-
-def numbers(*key: object) -> np.random.Generator:
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
-
-
-Change = Callable[[int, dict[str, np.ndarray], dict[str, Any]], None]
-
-
-def numpy_app(*mods: Any, change: Change | None = None) -> ClientApp:
-    """Moves the parameters half-way to a point that depends on hospital, round and seed."""
-    app = ClientApp(mods=list(mods))
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        i = int(context.node_config["partition-id"])
-        config, given = message.content["config"], message.content["arrays"]
-        assert isinstance(config, ConfigRecord)
-        assert isinstance(given, ArrayRecord)
-        generator = numbers(i, config["server-round"], config["seed"])
-        arrays = {
-            name: (0.5 * a.numpy() + generator.uniform(-0.4, 0.4, a.shape)).astype(np.float32)
-            for name, a in given.items()
-        }
-        metrics: dict[str, Any] = {"num-examples": WEIGHTS[i], "loss": 0.25 * i + 0.125}
-        if change is not None:
-            change(i, arrays, metrics)
-        content = {
-            "arrays": ArrayRecord({name: Array(a) for name, a in arrays.items()}),
-            "metrics": MetricRecord(metrics),
-        }
-        return Message(RecordDict(dict(content)), reply_to=message)
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        i = int(context.node_config["partition-id"])
-        metrics = MetricRecord({"num-examples": WEIGHTS[i], "accuracy": 0.5 + 0.05 * i, "patients": 7})
-        return Message(RecordDict({"metrics": metrics}), reply_to=message)
-
-    return app
-
-
-class SpyGrid(InProcessGrid):
-    """Keeps every reply that the ServerApp sees."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.replies: list[Message] = []
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        replies = list(super().send_and_receive(messages, timeout=timeout))
-        self.replies += replies
-        return replies
-
-
-@dataclass
-class Run:
-    """A finished run with what its ServerApp saw."""
-
-    result: Result
-    grid: SpyGrid
-    rounds: list[SecureRound]
-
-
-def run(
-    app: ClientApp,
-    strategy: Strategy,
-    trust: list[Path] | None = None,
-    *,
-    seed: int,
-    rounds: int = 3,
-    dropout: Dropout | None = None,
-) -> Run:
-    grid = SpyGrid(app, node_configs(HOSPITALS, trust), dropout=dropout)
-    start = {"kernel": Array(np.full((4, 3), 0.25, np.float32)), "bias": Array(np.zeros(3, np.float32))}
-    config = ConfigRecord({"seed": seed})
-    result = strategy.start(grid, ArrayRecord(start), num_rounds=rounds, train_config=config)
-    return Run(result, grid, [])
-
-
-def secured(site: Site, mod: SecureAggregationMod, inner: Strategy, *mods: Any, **options: Any) -> Run:
-    rounds: list[SecureRound] = []
-    plan, change = options.pop("plan", PLAN), options.pop("change", None)
-    strategy = SecureAggregation(
-        inner, site.cluster, site.keys.identity("server"), plan=plan, on_round=rounds.append
-    )
-    try:
-        done = run(numpy_app(mod, *mods, change=change), strategy, site.trust, **options)
-    finally:
-        strategy.close()
-    return dataclasses.replace(done, rounds=rounds)
 
 
 def one_dead(exchange: int, partition: int) -> bool:
@@ -383,13 +235,28 @@ def test_threat_43_a_hospital_that_never_answers_does_not_outlast_the_uploads(si
     assert asked == [(7.0, 7.0)] * HOSPITALS
 
 
-def test_client_side_clipping_inside_the_mod(site: Site, mod: SecureAggregationMod) -> None:
-    observer = SimulationObserver()
-    strategy = DifferentialPrivacyClientSideFixedClipping(FedAvg(fraction_evaluate=0.0), 0.0, 0.5, HOSPITALS)
-    done = secured(site, mod, strategy, observer, fixedclipping_mod, seed=next(_seeds), rounds=1)
+def test_the_mean_of_the_updates_that_a_clipping_mod_clipped(site: Site, mod: SecureAggregationMod) -> None:
+    """The mod stands between: the norm is bounded in the hospital, and nobody sees the norm."""
+    norm, seed = 0.3, next(_seeds)
+    unclipped = SimulationObserver()
+    strategy = DifferentialPrivacyClientSideFixedClipping(FedAvg(fraction_evaluate=0.0), 0.0, norm, HOSPITALS)
+
+    done = secured(site, mod, strategy, fixedclipping_mod, unclipped, seed=seed, rounds=1)
+
     assert done.rounds[0].statuses == {"stored": HOSPITALS}
-    for one in observer.take().values():
-        assert np.sqrt(sum(np.sum(a**2) for a in one.update)) <= 0.5 + 1e-6
+    seen = unclipped.take()
+    clipped = {i: _scaled_to(norm, one.update) for i, one in seen.items()}
+    for place, (name, before) in enumerate(START.items()):
+        mean = np.average([clipped[i][place] for i in range(HOSPITALS)], axis=0, weights=WEIGHTS)
+        np.testing.assert_allclose(
+            done.result.arrays[name].numpy(), before + mean, rtol=0, atol=1e-6, err_msg=name
+        )
+    assert all(np.sqrt(sum(np.sum(a**2) for a in one.update)) > 1.5 * norm for one in seen.values())
+
+
+def _scaled_to(norm: float, update: Sequence[np.ndarray]) -> list[np.ndarray]:
+    length = np.sqrt(sum(np.sum(array**2) for array in update))
+    return [array * min(1.0, norm / length) for array in update]
 
 
 def test_the_same_strategy_object_can_start_again(site: Site, mod: SecureAggregationMod) -> None:
@@ -496,16 +363,6 @@ def test_clips_by_array(site: Site, mod: SecureAggregationMod) -> None:
     plan = dataclasses.replace(PLAN, clip={"kernel": 2.0, "bias": 1.0})
     done = secured(site, mod, FedAvg(fraction_evaluate=0.0), seed=next(_seeds), rounds=1, plan=plan)
     assert done.rounds[0].statuses == {"stored": HOSPITALS}
-
-
-def test_integer_parameters_are_refused(site: Site) -> None:
-    strategy = SecureAggregation(
-        FedAvg(fraction_evaluate=0.0), site.cluster, site.keys.identity("server"), plan=PLAN
-    )
-    grid = InProcessGrid(numpy_app(), node_configs(HOSPITALS))
-    with pytest.raises(UsageError, match="only floating-point"):
-        strategy.start(grid, ArrayRecord({"steps": Array(np.zeros(2, np.int64))}), num_rounds=1)
-    strategy.close()
 
 
 def test_threat_43_a_dead_aggregator_is_named(
