@@ -6,6 +6,9 @@ reply it would return it and call it a median. So those are refused by name, bef
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from flwr.app import Message, RecordDict
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
@@ -73,3 +76,24 @@ def _check_functions(strategy: Strategy) -> None:
                 f"the strategy's own {name} cannot be used: it expects every hospital's metrics, and only "
                 "their weighted mean is opened. Leave it out and announce the metrics with their ranges"
             )
+
+
+def common_content(messages: Sequence[Message], phase: str) -> RecordDict:
+    """Return the content that all messages of a round share.
+
+    Raises:
+        UsageError: They are of another type, or not the same for all hospitals.
+    """
+    content = messages[0].content
+    for message in messages:
+        if message.metadata.message_type != phase:
+            raise UsageError(
+                f"expected messages of type {phase}, got {message.metadata.message_type}: hospitals answer "
+                "no other, since its reply could carry anything"
+            )
+        if message.content is not content and message.content != content:
+            raise UsageError(
+                "the inner strategy sends hospitals different models or configs; one announcement covers "
+                "all of them, so every hospital must get the same"
+            )
+    return content

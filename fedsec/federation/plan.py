@@ -23,6 +23,9 @@ from fedsec.aggregation.planner import ArraySpec, MetricSpec, WeightRule, plan_e
 from fedsec.errors import UsageError
 from fedsec.transport import ClusterFile
 
+_LARGEST_ITEM = 8
+"""Bytes of an element; what is longer than float64 would lose digits without a word."""
+
 Ranges = Mapping[str, tuple[float, float]]
 """Metric names, each with the public range (low, high) its values lie in."""
 
@@ -39,7 +42,8 @@ class RoundPlan:
 
     Attributes:
         clip: Largest change of a parameter in one round, for all arrays or by array name. What exceeds it
-            is clipped in the hospital, which logs how much that was.
+            is clipped in the hospital, which logs how much that was. Integers, such as counters, are
+            averaged only under a clip of their own, by name.
         largest_weight: Largest weight; a hospital with more examples counts as if it had that many.
         smallest_mean_weight: Smallest mean number of examples for which the error bound is stated.
         minimum_cohort: Fewest hospitals in a sum.
@@ -83,7 +87,8 @@ def announce_round(
         config: Every config value the training code will see.
 
     Raises:
-        UsageError: An array is not floating-point, has no clip, or a config value cannot be announced.
+        UsageError: There is no array, one has no clip or a dtype that cannot be averaged, or a config value
+            cannot be announced.
         RangeError: The plan does not fit the ring for that many hospitals.
     """
     roster = members(cluster.hospitals)
@@ -121,11 +126,11 @@ def announce_round(
 
 
 def _clips(clip: float | Mapping[str, float], arrays: Mapping[str, npt.NDArray[Any]]) -> list[float]:
+    if not arrays:
+        raise UsageError("the model has no arrays; there is nothing to average")
+    named = isinstance(clip, Mapping)
     for name, array in arrays.items():
-        if not np.issubdtype(array.dtype, np.floating):
-            raise UsageError(
-                f"array '{name}' is {array.dtype.name}; only floating-point parameters can be averaged"
-            )
+        _check_dtype(name, array.dtype, named=named)
     if not isinstance(clip, Mapping):
         return [float(clip)] * len(arrays)
     wanted = [name.split("/", 1)[1] for name in arrays]
@@ -133,3 +138,16 @@ def _clips(clip: float | Mapping[str, float], arrays: Mapping[str, npt.NDArray[A
         if name not in clip:
             raise UsageError(f"the plan has no clip for array '{name}'; name every array or give one number")
     return [float(clip[name]) for name in wanted]
+
+
+def _check_dtype(name: str, dtype: np.dtype[Any], *, named: bool) -> None:
+    if dtype.kind not in "fiub" or dtype.itemsize > _LARGEST_ITEM:
+        raise UsageError(
+            f"array '{name}' is {dtype.name}; floats of up to 64 bits, integers and booleans can be averaged"
+        )
+    if dtype.kind != "f" and not named:
+        # A counter that is clipped to the range of a weight would be wrong without a word.
+        raise UsageError(
+            f"array '{name}' is {dtype.name}: how much it may change in a round does not follow from one "
+            "clip for all arrays. Give the plan's clip by array name, or leave the array out of the record"
+        )

@@ -1,4 +1,4 @@
-"""The server side in one line: ``SecureAggregation(FedAvg(...), aggregators=..., identity=...)``.
+"""The server side in one line: ``SecureAggregation(FedAvg(...), aggregators=...)``.
 
 The wrapper signs one announcement a round, sends it with the messages of the inner strategy, and asks the
 aggregators for the average of the included hospitals. The inner strategy gets one reply that holds it, so
@@ -11,10 +11,10 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,8 @@ from fedsec.aggregation.announcement import (
 )
 from fedsec.aggregation.collector import Collector, RoundResult
 from fedsec.errors import RoundAbortedError, UsageError
-from fedsec.federation.compatibility import check_strategy
+from fedsec.federation.compatibility import check_strategy, common_content
+from fedsec.federation.deployment import Aggregators, cluster_file, server_identity
 from fedsec.federation.plan import RoundPlan, announce_round
 from fedsec.federation.records import (
     ANNOUNCEMENT_KEY,
@@ -44,20 +45,11 @@ from fedsec.federation.records import (
     only_arrays,
     status_of,
 )
-from fedsec.transport import ClusterFile, Deadline, Identity, Meter
+from fedsec.transport import Deadline, Identity, Meter
 
 Phase = Literal["train", "evaluate"]
 
 _log = logging.getLogger(__name__)
-
-
-class HasClusterFile(Protocol):
-    """Anything that knows its cluster file, such as a started ``fedsec.Cluster``."""
-
-    @property
-    def file(self) -> Path:
-        """Path of the cluster file."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,10 +67,10 @@ class SecureRound:
 
     server_round: int
     phase: Phase
-    statuses: dict[str, int]
-    result: RoundResult | None
-    aborted: str
-    seconds: float
+    statuses: dict[str, int] = field(default_factory=dict)
+    result: RoundResult | None = None
+    aborted: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,8 +87,9 @@ class SecureAggregation(Strategy):
     Args:
         inner: A strategy that uses only the weighted mean: FedAvg, FedProx, FedAvgM, FedAdam, FedAdagrad,
             FedYogi, or one of your own. Those that need single updates are refused by name.
-        aggregators: The cluster file (object or path), or anything with a ``file``, such as a Cluster.
-        identity: The Flower server's identity (object or PEM path); hospitals pin its key.
+        aggregators: A running ``fedsec.Cluster``, or the path of a cluster file, or a loaded one.
+        identity: The Flower server's identity (object or PEM path); hospitals pin its key. When missing, it
+            is the cluster's own, or ``server.pem`` in the folder of the cluster file or in ``keys/`` there.
         plan: The public constants of the rounds.
         run_config: The run config of the ServerApp's context. Hospitals compare it with their own, so it
             must be given when the app has one.
@@ -109,8 +102,8 @@ class SecureAggregation(Strategy):
     def __init__(
         self,
         inner: Strategy,
-        aggregators: ClusterFile | Path | str | HasClusterFile,
-        identity: Identity | Path | str,
+        aggregators: Aggregators,
+        identity: Identity | Path | str | None = None,
         *,
         plan: RoundPlan | None = None,
         run_config: UserConfig | None = None,
@@ -119,8 +112,8 @@ class SecureAggregation(Strategy):
         check_strategy(inner)
         self.inner = inner
         self.plan = plan or RoundPlan()
-        self._cluster = _cluster_file(aggregators)
-        self._identity = identity if isinstance(identity, Identity) else Identity.load(Path(identity))
+        self._cluster = cluster_file(aggregators)
+        self._identity = server_identity(identity, aggregators)
         if self._cluster.server != self._identity.public_key:
             raise UsageError(
                 f"the cluster file pins another server key than that of '{self._identity.name}': hospitals "
@@ -168,7 +161,12 @@ class SecureAggregation(Strategy):
         """Log what is secured, then the inner strategy's own summary."""
         parties = ", ".join(party.name for party in self._cluster.parties)
         _log.info(
-            "secure aggregation over %s; at least %d hospitals a sum", parties, self.plan.minimum_cohort
+            "secure aggregation over %s; at least %d hospitals a sum; metrics opened after training: %s, "
+            "after evaluation: %s",
+            parties,
+            self.plan.minimum_cohort,
+            ", ".join(self.plan.train_metrics) or "none",
+            ", ".join(self.plan.evaluate_metrics) or "none",
         )
         self.inner.summary()
 
@@ -178,11 +176,12 @@ class SecureAggregation(Strategy):
         """Return the inner strategy's messages, each with the round's signed announcement.
 
         Raises:
-            UsageError: The inner strategy sends hospitals different contents.
+            UsageError: The inner strategy sends hospitals different contents, an array cannot be averaged, or
+                the strategy samples fewer hospitals than a sum must have.
             PeerLostError: An aggregator cannot be reached; the text names it.
         """
         messages = self.inner.configure_train(server_round, arrays, config, grid)
-        return self._announce("train", server_round, list(messages))
+        return self._announce("train", server_round, list(messages), grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -198,7 +197,7 @@ class SecureAggregation(Strategy):
             return None, None
         averaged = ArrayRecord(
             {
-                name: Array(np.asarray(before + mean, dtype=before.dtype))
+                name: Array(np.asarray(before + mean, dtype=_averaged_dtype(before.dtype)))
                 for (name, before), mean in zip(opened.base.items(), result.arrays, strict=True)
             }
         )
@@ -210,7 +209,7 @@ class SecureAggregation(Strategy):
     ) -> Iterable[Message]:
         """Return the inner strategy's messages, if any, each with an announcement for metrics only."""
         messages = self.inner.configure_evaluate(server_round, arrays, config, grid)
-        return self._announce("evaluate", server_round, list(messages))
+        return self._announce("evaluate", server_round, list(messages), grid)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Hand the inner strategy the averaged metrics as its only reply; None when the round was aborted."""
@@ -220,11 +219,13 @@ class SecureAggregation(Strategy):
         reply = one_reply(opened.order, None, self._numbers(result))
         return self.inner.aggregate_evaluate(server_round, [reply])
 
-    def _announce(self, phase: Phase, server_round: int, messages: list[Message]) -> list[Message]:
+    def _announce(
+        self, phase: Phase, server_round: int, messages: list[Message], grid: Grid
+    ) -> list[Message]:
         self._open = None
-        if not messages:
+        if not messages or not self._enough(phase, server_round, len(messages), grid):
             return []
-        content = _common_content(messages, phase)
+        content = common_content(messages, phase)
         given = only_arrays(content)
         if given is None:
             raise UsageError(
@@ -245,6 +246,26 @@ class SecureAggregation(Strategy):
             message.metadata.ttl = min(message.metadata.ttl, self.plan.upload_seconds)
         self._open = opened
         return messages
+
+    def _enough(self, phase: Phase, server_round: int, asked: int, grid: Grid) -> bool:
+        """Say whether so many hospitals can make a sum; if not, nobody is asked to train for nothing.
+
+        Raises:
+            UsageError: Enough are connected, and the strategy's own sampling leaves too few.
+        """
+        fewest = self.plan.minimum_cohort
+        if asked >= fewest:
+            return True
+        connected = len(list(grid.get_node_ids()))
+        if connected >= fewest:
+            raise UsageError(
+                f"the strategy asks {asked} of {connected} hospitals, and a sum has at least {fewest}: raise "
+                f"its fraction_{phase} or min_{phase}_nodes"
+            )
+        aborted = f"{connected} hospitals are connected, a sum has at least {fewest}; nobody was asked"
+        _log.warning("%s round %d has no average, the model stays: %s", phase, server_round, aborted)
+        self._report(SecureRound(server_round=server_round, phase=phase, aborted=aborted))
+        return False
 
     def _open_round(
         self, phase: Phase, server_round: int, order: Message, given: tuple[str, ArrayRecord]
@@ -289,18 +310,22 @@ class SecureAggregation(Strategy):
         except RoundAbortedError as error:
             aborted = str(error)
             _log.warning("%s round %d has no average, the model stays: %s", phase, server_round, error)
-        report = SecureRound(
-            server_round=server_round,
-            phase=phase,
-            statuses=dict(statuses),
-            result=result,
-            aborted=aborted,
-            seconds=time.perf_counter() - started,
-        )
         _log.info("%s round %d: %d hospitals stored an upload", phase, server_round, statuses[STORED])
-        if self._on_round is not None:
-            self._on_round(report)
+        self._report(
+            SecureRound(
+                server_round=server_round,
+                phase=phase,
+                statuses=dict(statuses),
+                result=result,
+                aborted=aborted,
+                seconds=time.perf_counter() - started,
+            )
+        )
         return opened, result
+
+    def _report(self, done: SecureRound) -> None:
+        if self._on_round is not None:
+            self._on_round(done)
 
     @property
     def _weighted_by(self) -> str:
@@ -310,25 +335,6 @@ class SecureAggregation(Strategy):
         return {self._weighted_by: result.total_weight, **result.metrics}
 
 
-def _cluster_file(aggregators: ClusterFile | Path | str | HasClusterFile) -> ClusterFile:
-    if isinstance(aggregators, ClusterFile):
-        return aggregators
-    path = aggregators if isinstance(aggregators, str | Path) else aggregators.file
-    return ClusterFile.load(Path(path))
-
-
-def _common_content(messages: Sequence[Message], phase: Phase) -> RecordDict:
-    """Return the content that all messages share."""
-    content = messages[0].content
-    for message in messages:
-        if message.metadata.message_type != phase:
-            raise UsageError(
-                f"expected messages of type {phase}, got {message.metadata.message_type}: hospitals answer "
-                "no other, since its reply could carry anything"
-            )
-        if message.content is not content and message.content != content:
-            raise UsageError(
-                "the inner strategy sends hospitals different models or configs; one announcement covers "
-                "all of them, so every hospital must get the same"
-            )
-    return content
+def _averaged_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of an average: integers and booleans become float64, as in plain Flower."""
+    return dtype if dtype.kind == "f" else np.dtype(np.float64)
