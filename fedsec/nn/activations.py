@@ -8,7 +8,8 @@ import numpy as np
 
 from fedsec.errors import UnsupportedModelError
 from fedsec.nn import functions, plan
-from fedsec.nn.builder import ARGUMENT_BITS, MOST_COMPARED_BITS, Builder, Operand
+from fedsec.nn.builder import Builder, Operand
+from fedsec.nn.formats import ARGUMENT_BITS
 from fedsec.nn.network import FunctionLayer, ReluLayer
 from fedsec.nn.pieces import Pieces
 
@@ -30,9 +31,10 @@ def lower_relu(builder: Builder, layer: ReluLayer, x: Operand) -> Operand:
     surplus = max(given.fraction_bits - wanted, 0)
     ignored = max(given.fraction_bits - surplus - builder.formats.sign_resolution_bits, 0)
     window = builder.window(layer.name, x, surplus, ring_bits, ignored)
-    while window - ignored > MOST_COMPARED_BITS:
+    most = builder.formats.most_compared_bits
+    while window - ignored > most:
         # Values that can be so large need no sign as fine as that of others.
-        ignored = window - MOST_COMPARED_BITS
+        ignored = window - most
         window = builder.window(layer.name, x, surplus, ring_bits, ignored)
     step = plan.Relu(
         name=layer.name,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import assert_never
 
 import numpy as np
@@ -44,6 +45,14 @@ Parameters = tuple[Floats, Floats]
 """Kernel and bias."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Within:
+    """Parameters that nobody knows: of each one's size there is a bound."""
+
+    kernel: Floats
+    bias: Floats
+
+
 def rounded(values: Floats, fraction_bits: int) -> Floats:
     """Return real numbers as the ring holds them.
 
@@ -70,6 +79,19 @@ def rounded_parameters(
     return rounded(kernel, step.weight_fraction_bits), rounded(bias, bits) + made_up
 
 
+def unseen_parameters(step: Conv2D | Dense, given: Value, sizes: Parameters) -> Within:
+    """Return bounds of the sizes of parameters as the ring will hold them: off by one unit at most.
+
+    Args:
+        step: The step.
+        given: What is public about its input.
+        sizes: Bounds of kernel and bias as real numbers.
+    """
+    kernel, bias = sizes
+    bits = given.fraction_bits + step.weight_fraction_bits
+    return Within(kernel + 2.0**-step.weight_fraction_bits, bias + 2.0**-bits)
+
+
 def of_input(plan: Plan) -> Interval:
     """Bound the encoded input."""
     ends = rounded(np.array([plan.input_low, plan.input_high]), plan.fraction_bits)
@@ -91,7 +113,10 @@ def of_values(plan: Plan, weights: Weights) -> list[Interval]:
 
 
 def after(
-    step: Step, inputs: Sequence[Interval], given: Sequence[Value], parameters: Parameters | None = None
+    step: Step,
+    inputs: Sequence[Interval],
+    given: Sequence[Value],
+    parameters: Parameters | Within | None = None,
 ) -> Interval:
     """Bound what one step gives.
 
@@ -105,7 +130,7 @@ def after(
         case Conv2D() | Dense():
             if parameters is None:
                 raise TypeError(f"step {step.name!r} has parameters")
-            return linear(step, inputs[0], *parameters)
+            return product(step, inputs[0], parameters)
         case SumPool2D() | Reshape() | Pad2D() | Add() | Concatenate() | Scale() | ReduceSum():
             return locally(step, inputs)
         case AddConstant():
@@ -117,6 +142,15 @@ def after(
             return _after_gate(step, inputs[0], given[0])
         case _:
             assert_never(step)
+
+
+def product(step: Conv2D | Dense, x: Interval, parameters: Parameters | Within) -> Interval:
+    """Bound the product with a kernel, plus bias, of parameters that are known or only bounded."""
+    if not isinstance(parameters, Within):
+        return linear(step, x, *parameters)
+    # Largest where every input and every parameter is as large as it can be and all have one sign.
+    most = linear(step, Interval(-x.sizes, x.sizes), parameters.kernel, parameters.bias).high
+    return Interval(-most, most)
 
 
 def linear(step: Conv2D | Dense, x: Interval, kernel: Floats, bias: Floats) -> Interval:

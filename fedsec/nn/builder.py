@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -13,6 +11,7 @@ import numpy as np
 from fedsec.errors import UnsupportedModelError
 from fedsec.nn import bounds, plan
 from fedsec.nn.base import RingBits
+from fedsec.nn.formats import Formats, SmallRingError, TooWideError
 from fedsec.nn.intervals import Interval
 from fedsec.nn.network import Network
 from fedsec.nn.weights import Weights
@@ -23,56 +22,8 @@ WIDEST_PRODUCT = 62
 FEWEST_WEIGHT_BITS = 10
 """Where a product is too large, its kernel gets fewer fraction bits, down to these."""
 
-
-ARGUMENT_BITS = 13
-"""Fraction bits of what goes into a smooth function: finer ones are lost in its pieces' error."""
-
-
-MOST_COMPARED_BITS = 32
-"""A comparison looks at no more bits: the larger values can be, the fewer fraction bits are compared."""
-
 FEWEST_COMPARED_BITS = 4
 """Fraction bits that a comparison of large values looks at, at least."""
-
-
-class Format(NamedTuple):
-    """How a value that a gate gives, or the input, is held."""
-
-    ring_bits: int
-    fraction_bits: int
-
-
-@dataclass(frozen=True)
-class Formats:
-    """What is chosen for the values of a plan, by their numbers."""
-
-    fraction_bits: int
-    """Of values and kernels about which nothing else is said; their ring has 64 bits."""
-
-    sign_resolution_bits: int
-    """A sign may be wrong for values below 2^-sign_resolution_bits."""
-
-    values: Mapping[int, Format] = field(default_factory=dict)
-    weights: Mapping[int, int] = field(default_factory=dict)
-    """Fraction bits of the kernel that makes a value."""
-
-    @property
-    def coarsest_unit(self) -> float:
-        """At least one unit of any value between two steps."""
-        chosen = (value.fraction_bits for value in self.values.values())
-        return 2.0 ** -min(self.fraction_bits, ARGUMENT_BITS, *chosen)
-
-    def of(self, value: int) -> Format:
-        """Return the format of a value between two steps."""
-        return self.values.get(value, Format(64, self.fraction_bits))
-
-
-class SmallRingError(Exception):
-    """A value of the 32-bit ring does not fit it; the plan is made again without."""
-
-    def __init__(self, value: int) -> None:
-        super().__init__(value)
-        self.value = value
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +42,18 @@ class Operand:
 
 
 class Builder:
-    """The plan so far."""
+    """The plan so far.
+
+    Attributes:
+        divisors: For each linear step, in order, what its kernel was divided by.
+    """
 
     def __init__(self, network: Network, formats: Formats) -> None:
         self.network = network
         self.formats = formats
         self.steps: list[plan.Step] = []
         self.weights: Weights = []
+        self.divisors: list[int] = []
         ring_bits, bits = formats.of(0)
         ends = bounds.rounded(np.array([network.input_low, network.input_high]), bits)
         self.intervals = [Interval.uniform(network.input_shape, float(ends[0]), float(ends[1]))]
@@ -139,16 +95,30 @@ class Builder:
 
     # One step.
 
-    def put(self, step: plan.Step, parameters: bounds.Parameters | None = None, *, more: float = 0.0) -> int:
+    def encoded(
+        self, step: plan.Conv2D | plan.Dense, parameters: bounds.Parameters, given: plan.Value
+    ) -> bounds.Parameters | bounds.Within:
+        """Return what is known of a step's parameters as the ring will hold them."""
+        if self.formats.unseen:
+            return bounds.unseen_parameters(step, given, parameters)
+        return bounds.rounded_parameters(step, given, parameters)
+
+    def put(
+        self,
+        step: plan.Step,
+        parameters: bounds.Parameters | bounds.Within | None = None,
+        *,
+        more: float = 0.0,
+    ) -> int:
         """Append a step, with its bound filled in; returns the number of its value.
 
         Args:
             step: The step.
-            parameters: Kernel and bias of a linear step, as the ring holds them.
+            parameters: Kernel and bias of a linear step, as ``encoded`` gives them.
             more: What may still be added to each value.
 
         Raises:
-            UnsupportedModelError: If its values may not fit the ring.
+            TooWideError: If its values may not fit the ring.
             SmallRingError: If that is the 32-bit ring, in which they need not be.
         """
         given = tuple(self.values[value] for value in step.inputs)
@@ -158,22 +128,25 @@ class Builder:
         if isinstance(step, plan.Conv2D | plan.Dense | plan.PiecewiseLinear):
             step = msgspec.structs.replace(step, bound=2.0**found.exponent)
         value = step.follow(given)
-        self.check_words(step.name, found.size, math.frexp(value.bound)[1] - 1, value)
+        self._check_words(step, found.size, value)
         self.steps.append(step)
         self.values.append(value)
         self.intervals.append(found)
         return len(self.steps)
 
-    def check_words(self, name: str, size: float, exponent: int, value: plan.Value) -> None:
-        """Refuse values below 2^exponent if they may not fit the words of their ring."""
+    def _check_words(self, step: plan.Step, size: float, value: plan.Value) -> None:
+        """Refuse what a step gives if it may not fit the words of its ring."""
+        exponent = math.frexp(value.bound)[1] - 1
         needed, available = exponent + value.fraction_bits, min(value.ring_bits - 1, WIDEST_PRODUCT)
         if needed <= available:
             return
         if value.ring_bits != 64:
             raise SmallRingError(len(self.steps) + 1)
-        raise UnsupportedModelError(
-            f"layer {name!r} can reach {size:.4g}, which with {value.fraction_bits} fraction bits needs"
-            f" {needed} of {available} bits of a ring element and could wrap; {self._advice}"
+        raise TooWideError(
+            f"layer {step.name!r} can reach {size:.4g}, which with {value.fraction_bits} fraction bits needs"
+            f" {needed} of {available} bits of a ring element and could wrap; {self._advice}",
+            step,
+            needed - available,
         )
 
     def window(
@@ -229,6 +202,11 @@ class Builder:
 
     @property
     def _advice(self) -> str:
+        if self.formats.unseen:
+            return (
+                "parameters that nobody sees are bounded by their initial values and rounds times clip: run"
+                " fewer rounds, or with a smaller clip"
+            )
         return (
             f"use fewer fraction bits (now {self.formats.fraction_bits}), or train with smaller parameters"
             " (for example weight decay)"
@@ -246,12 +224,11 @@ class Builder:
         Raises:
             UnsupportedModelError: If too few would be left.
         """
-        left = min(bits, MOST_COMPARED_BITS - 1 - math.frexp(size)[1])
+        left = min(bits, self.formats.most_compared_bits - 1 - math.frexp(size)[1])
         if left < FEWEST_COMPARED_BITS:
             raise UnsupportedModelError(
                 f"layer {name!r} gets values up to {size:.4g}, of which a comparison would look at {left}"
-                f" fraction bits, fewer than {FEWEST_COMPARED_BITS}; train with smaller parameters (for"
-                " example weight decay)"
+                f" fraction bits, fewer than {FEWEST_COMPARED_BITS}; {self._advice}"
             )
         return self.dropped(name, operand, left)
 

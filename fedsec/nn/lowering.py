@@ -164,15 +164,16 @@ class Lowering:
         bits = builder.formats.weights.get(number, builder.formats.fraction_bits + folded)
         if given.ring_bits == 64:
             # What a product may have too many bits is taken from the kernel's.
-            rounded = bounds.rounded_parameters(_with_bits(step, bits), given, parameters)
-            needed = given.fraction_bits + bits + bounds.linear(step, builder.interval(x), *rounded).exponent
+            encoded = builder.encoded(_with_bits(step, bits), parameters, given)
+            needed = given.fraction_bits + bits + bounds.product(step, builder.interval(x), encoded).exponent
             bits = max(bits - max(needed - WIDEST_PRODUCT, 0), min(bits, FEWEST_WEIGHT_BITS + folded))
         step = _with_bits(step, bits)
         # It depends on what comes next how much encode_weights adds to a bias.
         value = builder.put(
-            step, bounds.rounded_parameters(step, given, parameters), more=builder.formats.coarsest_unit
+            step, builder.encoded(step, parameters, given), more=builder.formats.coarsest_unit
         )
         builder.weights += parameters
+        builder.divisors.append(divisor)
         return Operand(value, product=True)
 
     def _affine(self, layer: AffineLayer, x: Operand) -> Operand:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from fedsec.nn import plan
-from fedsec.nn.builder import Format, Formats
+from fedsec.nn.formats import Format, Formats
 
 MOST_BITS = 14
 """Fraction bits of a value, and of a kernel, in the 32-bit ring."""

@@ -28,9 +28,14 @@ from fedsec.nn.network import (
 )
 
 
-def simplify(network: Network) -> Network:
-    """Return a network that gives the same output on real numbers, in fewer layers."""
-    graph = _Graph(network)
+def simplify(network: Network, *, parameters: bool = True) -> Network:
+    """Return a network that gives the same output on real numbers, in fewer layers.
+
+    Args:
+        network: Any network.
+        parameters: Whether parameters may change: without, only zeros around images go elsewhere.
+    """
+    graph = _Graph(network, parameters=parameters)
     for number in range(len(graph.layers)):
         graph.fold(number)
     return graph.finish()
@@ -42,8 +47,9 @@ class _Graph:
     Values are numbered as in the network throughout.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, *, parameters: bool) -> None:
         self.network = network
+        self.parameters = parameters
         self.layers = [
             replace(layer, inputs=network.inputs_of(number)) for number, layer in enumerate(network.layers)
         ]
@@ -59,7 +65,7 @@ class _Graph:
         layer = replace(self.layers[number], inputs=tuple(map(self._resolved, self.layers[number].inputs)))
         self.layers[number] = layer
         match layer:
-            case AffineLayer() | RescaleLayer():
+            case AffineLayer() | RescaleLayer() if self.parameters:
                 self._fold_back(number, layer)
             case ConvLayer() | DenseLayer():
                 self._fold_in(number, layer)
@@ -111,7 +117,11 @@ class _Graph:
         if through is not None and isinstance(self.layers[through], RescaleLayer):
             source = through
         folded = None if source is None else _after(self.layers[source], layer)
-        if source is None or folded is None:
+        if (
+            source is None
+            or folded is None
+            or not (self.parameters or isinstance(self.layers[source], PadLayer))
+        ):
             return
         self.layers[number] = folded
         self._pass_by(source)

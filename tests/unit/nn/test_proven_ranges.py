@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedsec.errors import UnsupportedModelError
 from fedsec.nn import Plan, plaintext, plan_network, windows
-from fedsec.nn.builder import Formats
+from fedsec.nn.formats import Formats
 from fedsec.nn.network import (
     AddLayer,
     AffineLayer,
