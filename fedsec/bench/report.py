@@ -1,8 +1,8 @@
-"""The table of ``fedsec bench predict``: each figure beside what is asked of it."""
+"""The table of ``fedsec bench predict``, each figure beside what is asked of it; rows are for all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,16 +127,23 @@ def _grown(results: Results) -> list[Row]:
 def print_report(results: Results, console: Console | None = None) -> None:
     """Print the table and Keras' times beside it."""
     console = console or Console()
-    table = Table(title=f"Private prediction, {results['model']['name']}", title_justify="left")
+    print_rows(f"Private prediction, {results['model']['name']}", rows_of(results), console)
+    console.print(_keras(results["dealt"]))
+
+
+def print_rows(title: str, rows: Iterable[Row], console: Console) -> None:
+    """Print figures, each beside what is asked of it."""
+    table = Table(title=title, title_justify="left")
     for heading, justify in (("figure", "left"), ("measured", "right"), ("must", "right"), ("aim", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     table.add_column("")
-    for row in rows_of(results):
-        table.add_row(row.figure, _text(row.value, row.unit), _text(row.must), _text(row.aim), row.verdict)
+    for row in rows:
+        table.add_row(
+            row.figure, text_of(row.value, row.unit), text_of(row.must), text_of(row.aim), row.verdict
+        )
     table.caption = "must, aim: what fedsec asks of itself on two idle cores"
     table.caption_justify = "left"
     console.print(table)
-    console.print(_keras(results["dealt"]))
 
 
 def _keras(dealt: Results) -> Table:
@@ -147,13 +154,14 @@ def _keras(dealt: Results) -> Table:
     for how, name in names.items():
         one, many = dealt["keras_one"][how]["median"], dealt["keras_batch"][how]["median"]
         ratios = (one / dealt["one"]["median"], many / dealt["batch"]["median"])
-        table.add_row(name, _text(one), f"{ratios[0]:.2f}", _text(many), f"{ratios[1]:.2f}")
+        table.add_row(name, text_of(one), f"{ratios[0]:.2f}", text_of(many), f"{ratios[1]:.2f}")
     table.caption_justify = "left"
     table.caption = "ratio: its time by that of a private prediction; above 1 the private one is faster"
     return table
 
 
-def _text(value: float | None, unit: str = "") -> str:
+def text_of(value: float | None, unit: str = "") -> str:
+    """Return a figure with at most three digits behind each other, and its unit; nothing for None."""
     if value is None:
         return ""
     shown = f"{value:.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"

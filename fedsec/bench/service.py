@@ -92,8 +92,17 @@ def served(
 
 def resident_mib(pid: int) -> float:
     """Return the resident memory of a process in MiB, as the kernel counts it."""
+    return _status_mib(pid, "VmRSS")
+
+
+def peak_mib(pid: int) -> float:
+    """Return the largest resident memory that a process ever had, in MiB."""
+    return _status_mib(pid, "VmHWM")
+
+
+def _status_mib(pid: int, field: str) -> float:
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    found = re.search(rf"{field}:\s+(\d+) kB", status)
     return int(found[1]) * 1024 / _MEBI if found else float("nan")
 
 

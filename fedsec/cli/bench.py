@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fedsec.bench.aggregate_report import print_aggregate
 from fedsec.bench.engine import bench_engine, print_engine
 from fedsec.bench.links import bench_links, print_links
 from fedsec.bench.predict import FULL, QUICK, bench_predict
@@ -34,6 +35,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--quick",
         action="store_true",
         help="about 20 seconds on an idle machine, rough: no long line, no large models",
+    )
+    aggregate = _add(what, "aggregate", "a round of secure aggregation beside plain FedAvg", _aggregate)
+    aggregate.add_argument(
+        "--quick", action="store_true", help="fewer hospitals and rounds, rough; about 20 seconds"
     )
     links = _add(what, "links", "one communication round, beside bare sockets", _links)
     links.add_argument(
@@ -78,6 +83,17 @@ def _predict(options: argparse.Namespace) -> None:
         print_json(results)
     else:
         print_report(results)
+
+
+def _aggregate(options: argparse.Namespace) -> None:
+    # Flower takes half a second to load, which the other measurements do without.
+    from fedsec.bench import aggregate  # noqa: PLC0415
+
+    results = aggregate.bench_aggregate(aggregate.QUICK if options.quick else aggregate.FULL, _say)
+    if options.json:
+        print_json(results)
+    else:
+        print_aggregate(results)
 
 
 def _links(options: argparse.Namespace) -> None:
