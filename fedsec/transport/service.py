@@ -42,8 +42,12 @@ from fedsec.transport.identity import Peer, Role
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-USER_FRAME_BYTES = UNASKED_BYTES + 4096
-"""Longest frame of a user's request. Users are many, and a frame has its memory before its end has come."""
+_FRAME_BYTES = {Role.USER: UNASKED_BYTES + 4096, Role.HOSPITAL: 2 * UNASKED_BYTES + 4096}
+"""Longest frame of a request: a query, or a signed upload header, with its body inside.
+
+Users and hospitals are many, and a frame has its memory before its end has come; the others' lists and plans
+may take ``MESSAGE_BYTES``.
+"""
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def read_request(
         ProtocolError: What came is no request; the connection is out of step.
         Refused: The request is well formed and may not be answered; the connection stays in step.
     """
-    most = USER_FRAME_BYTES if channel.peer.role is Role.USER else MESSAGE_BYTES
+    most = _FRAME_BYTES.get(channel.peer.role, MESSAGE_BYTES)
     label, frame = channel.receive_any(tuple(routes), max_bytes=most, deadline=first)
     route = routes[label]
     opened = unpack(memoryview(frame), channel.peer)

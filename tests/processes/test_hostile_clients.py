@@ -64,7 +64,7 @@ def start(identities: dict[str, Identity]) -> Iterator[Start]:
         return Reply(Told(request.message.number), request.body.read())
 
     def begin(limits: Limits) -> Server:
-        routes = [Route(Ask, frozenset({Role.USER}), echo, max_body_bytes=10**9)]
+        routes = [Route(Ask, frozenset({Role.USER, Role.HOSPITAL}), echo, max_body_bytes=10**9)]
         servers.append(Server(("127.0.0.1", 0), identities["party-0"], routes, limits=limits))
         servers[-1].start()
         return servers[-1]
@@ -97,6 +97,26 @@ def _works(server: Server, identities: dict[str, Identity]) -> None:
 def _tls(server: Server, identities: dict[str, Identity]) -> ssl.SSLSocket:
     """Return a connection of the right user that speaks TLS and nothing of ours."""
     return identities["user"].client_context.wrap_socket(_raw(server))
+
+
+def _header(label: str, size: int, who: str = "user", sequence: int = 1) -> bytes:
+    """Return the header of a request's frame, which may lie about its length."""
+    return struct.pack(">2sBBIQ8s", b"FS", 1, 0, size, sequence, step_tag(b"", label, who, "party-0"))
+
+
+def _announce_frame(channel: SocketChannel, label: str, size: int, who: str = "user") -> None:
+    channel._sock.send(_header(label, size, who))
+
+
+def _drip(channel: SocketChannel, data: bytes, most_s: float) -> None:
+    """Send a byte at a time until the server ends the connection."""
+    began = time.monotonic()
+    with contextlib.suppress(OSError):
+        for byte in data:
+            channel._sock.send(bytes([byte]))
+            time.sleep(0.05)
+            if time.monotonic() - began > most_s:
+                break
 
 
 def _ends(sock: socket.socket, within_s: float) -> bool:
@@ -163,15 +183,7 @@ def test_threat_37_a_byte_a_second_is_cut_off_by_the_time_for_the_whole(
     assert time.monotonic() - began < 3
     with _connect(server, identities) as channel:
         began = time.monotonic()
-        header = struct.pack(
-            ">2sBBIQ8s", b"FS", 1, 0, 400, 1, step_tag(b"", "ask/request", "user", "party-0")
-        )
-        with contextlib.suppress(OSError):
-            for byte in header + bytes(400):
-                channel._sock.send(bytes([byte]))
-                time.sleep(0.05)
-                if time.monotonic() - began > 4:
-                    break
+        _drip(channel, _header("ask/request", 400) + bytes(400), 4)
         assert time.monotonic() - began < 3
     _works(server, identities)
 
@@ -182,8 +194,7 @@ def test_threat_37_four_gigabytes_in_a_header_are_refused_before_they_have_memor
     server = start(Limits(request_s=1))
     with _connect(server, identities) as channel:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        tag = step_tag(b"", "ask/request", "user", "party-0")
-        channel._sock.send(struct.pack(">2sBBIQ8s", b"FS", 1, 0, 2**32 - 1, 1, tag))
+        _announce_frame(channel, "ask/request", 2**32 - 1)
         with pytest.raises(PeerLostError):
             channel.receive("ask/reply", max_bytes=100, deadline=_soon())
     # In KiB on Linux, in bytes elsewhere: either way far below four gigabytes.
@@ -191,18 +202,18 @@ def test_threat_37_four_gigabytes_in_a_header_are_refused_before_they_have_memor
     _works(server, identities)
 
 
-def test_threat_37_a_users_frame_may_be_as_long_as_a_body_inside_of_it_and_no_longer(
-    start: Start, identities: dict[str, Identity]
+@pytest.mark.parametrize(("who", "inside"), [("user", UNASKED_BYTES), ("hospital-00", 2 * UNASKED_BYTES)])
+def test_threat_37_a_frame_may_be_as_long_as_a_body_inside_of_it_and_no_longer(
+    start: Start, identities: dict[str, Identity], who: str, inside: int
 ) -> None:
-    """512 connections of users may each hold one that never ends."""
+    """Of users and hospitals, who are many: each of their connections may hold one that never ends."""
     server = start(Limits(request_s=5))
-    with _connect(server, identities) as channel:
+    with _connect(server, identities, who) as channel:
         body = bytes(UNASKED_BYTES)
         assert call(channel, Ask(1), Told, body=body, deadline=_soon(), max_body_bytes=len(body))[1] == body
-    for size in (UNASKED_BYTES + 8192, MESSAGE_BYTES):
-        with _connect(server, identities) as channel:
-            tag = step_tag(b"", "ask/request", "user", "party-0")
-            channel._sock.send(struct.pack(">2sBBIQ8s", b"FS", 1, 0, size, 1, tag))
+    for size in (inside + 8192, MESSAGE_BYTES):
+        with _connect(server, identities, who) as channel:
+            _announce_frame(channel, "ask/request", size, who)
             began = time.monotonic()
             with pytest.raises(PeerLostError, match="closed it"):
                 channel.receive("ask/reply", max_bytes=100, deadline=_soon())
@@ -221,6 +232,52 @@ def test_threat_37_a_huge_body_that_never_comes_takes_no_memory(
         with pytest.raises(PeerLostError):
             channel.receive("ask/reply", max_bytes=100, deadline=_soon())
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    _works(server, identities)
+
+
+def test_threat_37_a_body_a_byte_a_second_is_cut_off_by_the_time_for_the_request(
+    start: Start, identities: dict[str, Identity]
+) -> None:
+    server = start(Limits(request_s=0.6))
+    with _connect(server, identities) as channel:
+        channel.send("ask/request", struct.pack(">Q", 10**6) + msgspec.msgpack.encode(Ask(1)), _soon())
+        channel.receive("ask/go", max_bytes=0, deadline=_soon())
+        began = time.monotonic()
+        _drip(channel, _header("ask/body", 1000, sequence=2) + bytes(1000), 4)
+        assert time.monotonic() - began < 3
+    _works(server, identities)
+
+
+def test_threat_37_whoever_does_not_read_its_answer_is_cut_off(
+    start: Start, identities: dict[str, Identity]
+) -> None:
+    server = start(Limits(request_s=0.5))
+    with _connect(server, identities) as channel:
+        size = 50_000_000
+        channel.send("ask/request", struct.pack(">Q", size) + msgspec.msgpack.encode(Ask(1)), _soon())
+        channel.receive("ask/go", max_bytes=0, deadline=_soon())
+        for _ in range(size // 250_000):
+            channel.send("ask/body", bytes(250_000), _soon())
+        ended = _soon()
+        while any(thread.name == "connection" for thread in threading.enumerate()):
+            assert not ended.passed, "the server still waits for somebody to read its answer"
+            time.sleep(0.02)
+    _works(server, identities)
+
+
+@pytest.mark.parametrize("stage", ["nothing", "half a TLS hello", "TLS and no hello", "half a hello"])
+def test_threat_37_a_handshake_that_stops_anywhere_ends_in_its_time(
+    start: Start, identities: dict[str, Identity], stage: str
+) -> None:
+    server = start(Limits(handshake_s=0.4))
+    with contextlib.ExitStack() as stack:
+        if stage in ("nothing", "half a TLS hello"):
+            sock = stack.enter_context(_raw(server))
+            sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" if stage != "nothing" else b"")
+        else:
+            sock = stack.enter_context(_tls(server, identities))
+            sock.sendall(_header("hello", 100, sequence=0) + bytes(20) if stage == "half a hello" else b"")
+        assert _ends(sock, 3)
     _works(server, identities)
 
 
