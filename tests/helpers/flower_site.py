@@ -59,7 +59,12 @@ def open_site(folder: Path) -> Site:
     keys = make_local_keys(folder / "keys", parties=3, hospitals=HOSPITALS)
     listeners = {name: socket.create_server(("127.0.0.1", 0)) for name in keys.parties}
     cluster = keys.cluster_file({name: one.getsockname()[:2] for name, one in listeners.items()})
-    limits = TrustLimits(metrics={**PLAN.train_metrics, **PLAN.evaluate_metrics})
+    limits = TrustLimits(
+        largest_weight=2**40,
+        largest_clip=2000.0,
+        ring_bits=(32, 64),
+        metrics={**PLAN.train_metrics, **PLAN.evaluate_metrics},
+    )
     trust = list(write_trust_files(keys, cluster, limits).values())
     services, servers = [], []
     for name, listener in listeners.items():
