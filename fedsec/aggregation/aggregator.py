@@ -18,8 +18,6 @@ from fedsec.aggregation.announcement import MOST_ROUNDS, SESSION_BYTES, RoundId,
 from fedsec.aggregation.context import Context, Outgoing
 from fedsec.aggregation.history import History
 from fedsec.aggregation.messages import (
-    NONCE_BYTES,
-    STORED_LABEL,
     AbortRound,
     Announce,
     Announced,
@@ -29,29 +27,21 @@ from fedsec.aggregation.messages import (
     GetReceipt,
     Greeted,
     Hello,
-    ListEntry,
     Receipt,
     Received,
     SetSignature,
-    Signed,
-    Stored,
     SumShare,
     Upload,
-    UploadHeader,
     UploadList,
-    header_digest,
-    part_digest,
     read_statement,
-    stored_payload,
 )
-from fedsec.aggregation.parts import PartFolder, PartWriter, erase_folder, part_bytes
+from fedsec.aggregation.parts import PartFolder, erase_folder
 from fedsec.aggregation.policy import Policy
+from fedsec.aggregation.reception import Reception
 from fedsec.aggregation.round import Round
-from fedsec.aggregation.signing import Buffer, Signer, sign
+from fedsec.aggregation.signing import Buffer, Signer
 from fedsec.aggregation.store import RoundRow, State, Store
-from fedsec.aggregation.uploads import check_header, read_header
 from fedsec.errors import FedsecError, ProtocolError, RoundAbortedError, StateError, TrustError
-from fedsec.sharing.compressed import SEED_BYTES
 from fedsec.transport import Peer
 
 MOST_REASON = 500
@@ -81,13 +71,13 @@ class Aggregator:
         self._farewells: set[Outgoing] = set()
         self._rounds = {row.key: self._load(row) for row in self._store.rounds()}
         self._unclean: list[Round] = []
-        self._drafts: dict[tuple[bytes, str], PartWriter] = {}
+        self._reception = Reception(self._context, self.lock, self._find)
         self._remove_orphans()
         self._handlers: dict[type[Any], Callable[[Peer, Any], tuple[msgspec.Struct, bytes]]] = {
             Announce: self._announce,
             CloseUploads: self._close_uploads,
-            UploadList: lambda peer, message: self._statement("list", peer, message.statement),
-            SetSignature: lambda peer, message: self._statement("set", peer, message.statement),
+            UploadList: lambda peer, message: self._statement("list", peer, message),
+            SetSignature: lambda peer, message: self._statement("set", peer, message),
             Hello: lambda peer, message: (self._heard(peer, message), b""),
             AbortRound: self._abort,
             CollectSum: self._collect,
@@ -120,7 +110,7 @@ class Aggregator:
                 contradiction aborts its round.
         """
         if isinstance(message, Upload):
-            return self._upload(peer, message, chunks), b""
+            return self._reception.take(peer, message, chunks), b""
         with self.lock:
             return self._handlers[type(message)](peer, message)
 
@@ -130,9 +120,7 @@ class Aggregator:
         Raises:
             ProtocolError: The header is malformed, or the round is unknown.
         """
-        with self.lock:
-            layout = self._find(read_header(message.header).round).announcement.layout
-            return NONCE_BYTES + max(layout.vector_bytes, SEED_BYTES)
+        return self._reception.most_bytes(message)
 
     # Progress.
 
@@ -165,9 +153,10 @@ class Aggregator:
     def outgoing(self, peer: str) -> list[Outgoing]:
         """Return what one peer has not confirmed yet, in the order it has to be said."""
         with self.lock:
-            found = [one for round_ in self._rounds.values() for one in round_.outgoing() if one.peer == peer]
-            greeting = self._history.greeting(peer)
-            found += [] if greeting is None else [greeting]
+            if (greeting := self._history.greeting(peer)) is not None:
+                return [greeting]
+            heard = self._history.heard(peer)
+            found = [one for round_ in self._rounds.values() for one in round_.outgoing(peer, heard)]
             found += [one for one in self._farewells if one.peer == peer]
             return sorted(found, key=lambda one: one.counter)
 
@@ -180,6 +169,7 @@ class Aggregator:
                     for one in self._rounds.values():
                         one.stop(reason)
             elif (round_ := self._rounds.get(outgoing.round_key)) is not None:
+                self._history.told(outgoing)
                 round_.delivered(outgoing)
 
     def refused(self, outgoing: Outgoing, error: FedsecError) -> None:
@@ -216,77 +206,15 @@ class Aggregator:
         self._rounds[key] = Round(self._context, row, announcement)
         return Announced(digest), b""
 
-    def _upload(self, peer: Peer, message: Upload, chunks: Iterable[Buffer]) -> Stored:
-        with self.lock:
-            round_, header = self._checked_header(peer, message.header)
-            digest = header_digest(message.header.payload)
-            if (stored := self._stored(round_, header, digest)) is not None:
-                return stored
-            size = part_bytes(round_.announcement, header.hospital, self.name)
-            key = (round_.key, header.hospital)
-            # One draft a hospital and round, or its connections could fill the disk; the latest counts, as
-            # the connection of an earlier attempt may be dead without a sign.
-            if key in self._drafts:
-                self._drafts[key].give_way()
-            self._drafts[key] = writer = PartWriter(round_.folder.part(digest), size)
-        try:
-            # The lock is not held while bytes arrive: a slow hospital delays nobody.
-            with writer:
-                self._receive(header, writer, chunks, size)
-                with self.lock:
-                    return self._keep(round_, header, digest, writer)
-        finally:
-            with self.lock:
-                if self._drafts.get(key) is writer:
-                    del self._drafts[key]
-
-    def _receive(self, header: UploadHeader, writer: PartWriter, chunks: Iterable[Buffer], size: int) -> None:
-        expected = header.digests[header.recipients.index(self.name)]
-        found = part_digest(header.upload_id, self.name, writer.through(chunks), size)
-        writer.sync()
-        if found != expected:
-            raise ProtocolError(
-                f"the part of '{header.hospital}' is not the one its header names; it was dropped"
-            )
-
-    def _keep(self, round_: Round, header: UploadHeader, digest: bytes, writer: PartWriter) -> Stored:
-        round_.require_open()
-        if (stored := self._stored(round_, header, digest)) is not None:
-            return stored
-        writer.commit()
-        checksum = round_.checksum_difference(header.hospital, digest)
-        payload = stored_payload(header.round, header.upload_id, digest, self.name)
-        signature = sign(self._context.signer, STORED_LABEL, payload)
-        round_.add_upload(ListEntry(header.hospital, header.upload_id, digest, checksum), signature)
-        return Stored(self.name, signature)
-
-    def _stored(self, round_: Round, header: UploadHeader, digest: bytes) -> Stored | None:
-        known = self._store.upload(round_.key, header.hospital)
-        if known is not None:
-            if known.entry.header_digest == digest:
-                return Stored(self.name, known.signature)
-            raise ProtocolError(f"'{header.hospital}' has uploaded to {round_.announcement.id} before")
-        if self._store.upload_id_used(header.hospital, header.upload_id):
-            raise ProtocolError(f"the upload id of '{header.hospital}' was used before")
-        return None
-
-    def _checked_header(self, peer: Peer, signed: Signed) -> tuple[Round, UploadHeader]:
-        round_ = self._find(read_header(signed).round)
-        header = check_header(round_.announcement, round_.digest, peer, signed)
-        known = self._store.upload(round_.key, header.hospital)
-        if known is None or known.entry.header_digest != header_digest(signed.payload):
-            round_.require_open()
-        return round_, header
-
     def _close_uploads(self, peer: Peer, message: CloseUploads) -> tuple[Received, bytes]:
         self._require_server(peer)
         self._find(message.round).ask_to_close()
         return Received(), b""
 
-    def _statement(self, kind: str, peer: Peer, statement: Signed) -> tuple[Received, bytes]:
+    def _statement(self, kind: str, peer: Peer, message: UploadList | SetSignature) -> tuple[Received, bytes]:
         self._require_aggregator(peer)
-        subject = read_statement(kind, statement)
-        self._find(subject.round).take(kind, peer.name, statement)
+        subject = read_statement(kind, message.statement)
+        self._find(subject.round).take(kind, peer.name, message.statement, message.missed)
         return Received(), b""
 
     def _heard(self, peer: Peer, message: Hello) -> Greeted:

@@ -8,9 +8,10 @@ seen with another history is remembered on both sides, also over restarts.
 
 from __future__ import annotations
 
-from fedsec.aggregation.context import Context, Outgoing, check_chain
+from fedsec.aggregation.chain import NOTHING_SEEN, contradicts, open_head
+from fedsec.aggregation.context import Context, Outgoing
 from fedsec.aggregation.messages import ChainHead, Greeted, Hello, seal, unseal
-from fedsec.errors import PeerLostError, StateError
+from fedsec.errors import FedsecError, PeerLostError, StateError
 from fedsec.transport import Peer
 
 
@@ -25,6 +26,8 @@ class History:
         self._me = context.signer.name
         self._context = context
         self._to_greet = set(context.policy.aggregators) - {self._me}
+        self._heard: dict[str, int] = {}
+        self._forged: set[str] = set()
 
     @property
     def greeted(self) -> bool:
@@ -42,48 +45,64 @@ class History:
         for key, reason in self._context.store.rollbacks().items():
             if key in keys:
                 raise StateError(reason)
+        if forged := sorted(self._forged & self._to_greet):
+            text = f"aggregator '{forged[0]}' answers the greeting of '{self._me}' with a history"
+            raise PeerLostError(f"{text} that '{self._me}' has not signed; before that no round begins")
         if self._to_greet:
             missing = ", ".join(f"'{name}'" for name in sorted(self._to_greet))
             text = f"aggregator {missing} has not answered the greeting of '{self._me}' yet"
             raise PeerLostError(f"{text}; before that no round begins")
 
     def greeting(self, peer: str) -> Outgoing | None:
-        """Return the greeting that is due to a peer."""
+        """Return the greeting that is due to a peer; nothing else is said to it before it has answered."""
         if peer not in self._to_greet:
             return None
         chain = self._context.store.chain()
         return Outgoing(peer, chain.counter, Hello(self._me, seal(self._context.signer, chain)), b"")
 
     def hear(self, peer: Peer, message: Hello) -> Greeted:
-        """Answer a peer's greeting, and remember its history or that it has another than was seen.
+        """Answer a peer's greeting with the last it has signed; remember it if the two contradict each other.
 
         Raises:
             TrustError: The greeting is not signed by the peer.
         """
         store = self._context.store
-        chain = unseal(message.chain, ChainHead, peer.public_key)
-        seen = store.chain(peer.public_key)
-        if chain.counter < seen.counter:
-            # No proof of a rollback: a greeting may come late. The peer judges by the reply.
-            return Greeted(seen.counter)
-        try:
-            check_chain(store, peer.name, peer.public_key, chain)
-        except StateError:
-            return Greeted(seen.counter, same_history=False)
-        with store.transaction():
-            store.set_chain(chain, peer.public_key)
-        return Greeted(seen.counter)
+        shown = unseal(message.chain, ChainHead, peer.public_key)
+        signed = store.seen(peer.public_key)
+        seen = open_head(signed, peer.public_key)
+        # A lower number is no proof of a rollback: a greeting may come late. The peer judges by the reply.
+        if shown.counter == seen.counter and contradicts(seen, shown):
+            text = f"aggregator '{peer.name}' is behind: it showed another event {seen.counter} before"
+            with store.transaction():
+                store.set_rollback(peer.public_key, f"{text}; it must be enrolled anew, with a new key")
+        return Greeted(signed)
 
     def answered(self, peer: str, reply: Greeted) -> str:
-        """Take the reply to a greeting.
+        """Take the reply to a greeting. Only what this aggregator itself has signed counts in it.
 
         Returns:
             Empty, or why this aggregator must take part in no round any more; this is kept.
         """
-        store, reason = self._context.store, ""
-        if not reply.same_history or reply.counter > store.chain().counter:
-            reason = f"'{self._me}' is behind what '{peer}' saw of it: its state was rolled back"
-            with store.transaction():
-                store.set_rollback(self._context.signer.public_key, reason)
+        store, key = self._context.store, self._context.signer.public_key
+        try:
+            seen = open_head(reply.seen, key)
+        except FedsecError:
+            # Anybody can claim to have seen more: without our signature it is no reason to step aside.
+            self._forged.add(peer)
+            return ""
         self._to_greet.discard(peer)
+        self._heard[peer] = seen.counter
+        if reply.seen == NOTHING_SEEN or store.head(seen.counter) == seen.head:
+            return ""
+        reason = f"'{self._me}' is behind what '{peer}' saw of it: its state was rolled back"
+        with store.transaction():
+            store.set_rollback(key, reason)
         return reason
+
+    def heard(self, peer: str) -> int:
+        """Return the last event of this aggregator that a peer is known to have heard of."""
+        return self._heard.get(peer, 0)
+
+    def told(self, outgoing: Outgoing) -> None:
+        """Note that a peer has taken a statement."""
+        self._heard[outgoing.peer] = max(self.heard(outgoing.peer), outgoing.counter)

@@ -70,7 +70,7 @@ class ListEntry(_Part, frozen=True, array_like=True, forbid_unknown_fields=True)
 
 
 class ChainHead(_Part, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """How far an aggregator's durable history has come; a peer that is behind what was seen is refused."""
+    """How far an aggregator's durable history has come; signed by itself wherever it is shown."""
 
     counter: int
     head: bytes
@@ -83,7 +83,7 @@ class ListStatement(_Part, frozen=True, array_like=True, forbid_unknown_fields=T
     announcement: bytes
     aggregator: str
     entries: tuple[ListEntry, ...]
-    chain: ChainHead
+    chain: Signed
 
 
 class SetStatement(_Part, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -95,7 +95,7 @@ class SetStatement(_Part, frozen=True, array_like=True, forbid_unknown_fields=Tr
     included: int
     root: bytes
     commitment: bytes
-    chain: ChainHead
+    chain: Signed
 
 
 class IncludedUpload(_Part, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -148,15 +148,17 @@ class CloseUploads(msgspec.Struct, frozen=True, tag="close_uploads", forbid_unkn
 
 
 class UploadList(msgspec.Struct, frozen=True, tag="upload_list", forbid_unknown_fields=True):
-    """Aggregator to aggregator: a signed :class:`ListStatement`."""
+    """Aggregator to aggregator: a signed :class:`ListStatement`, and events before it that were missed."""
 
     statement: Signed
+    missed: tuple[bytes, ...] = ()
 
 
 class SetSignature(msgspec.Struct, frozen=True, tag="set_signature", forbid_unknown_fields=True):
-    """Aggregator to aggregator: a signed :class:`SetStatement`."""
+    """Aggregator to aggregator: a signed :class:`SetStatement`, and events before it that were missed."""
 
     statement: Signed
+    missed: tuple[bytes, ...] = ()
 
 
 class Hello(msgspec.Struct, frozen=True, tag="aggregator_hello", forbid_unknown_fields=True):
@@ -174,13 +176,12 @@ class AbortRound(msgspec.Struct, frozen=True, tag="abort_round", forbid_unknown_
 
 
 class Greeted(msgspec.Struct, frozen=True, tag="greeted", forbid_unknown_fields=True):
-    """Reply: the last event of the asker that this aggregator has seen; above its own means it is behind.
+    """Reply: the last chain head that the asker has shown this aggregator, as the asker signed it.
 
-    Without ``same_history`` the asker showed another event under that number before: it was set back, too.
+    Both fields are empty when there is none. A head that the asker does not have means it was set back.
     """
 
-    counter: int
-    same_history: bool = True
+    seen: Signed
 
 
 class Received(msgspec.Struct, frozen=True, tag="received", forbid_unknown_fields=True):

@@ -16,32 +16,25 @@ import logging
 import secrets
 from collections.abc import Collection
 
-import msgspec
-
 from fedsec.aggregation import merkle
-from fedsec.aggregation.agreement import check_statement, included_set, leaves
+from fedsec.aggregation.agreement import included_set, leaves
 from fedsec.aggregation.announcement import Announcement
+from fedsec.aggregation.chain import NOTHING_SEEN
 from fedsec.aggregation.checksum import Checksum
-from fedsec.aggregation.context import Context, Outgoing, check_chain, commitment
+from fedsec.aggregation.context import Context, Outgoing, commitment
 from fedsec.aggregation.messages import (
-    LABELS,
     NONCE_BYTES,
-    ChainHead,
     ListEntry,
     ListStatement,
     Receipt,
-    SetSignature,
     SetStatement,
     Signed,
     SumShare,
-    UploadList,
     read,
-    read_statement,
-    seal,
 )
 from fedsec.aggregation.parts import PartFolder, sum_parts
-from fedsec.aggregation.signing import check_signature, digest
-from fedsec.aggregation.store import RoundRow, State, same_statement
+from fedsec.aggregation.statements import ContradictionError, Statements
+from fedsec.aggregation.store import RoundRow, State
 from fedsec.errors import ProtocolError, RoundAbortedError, StateError, TrustError
 from fedsec.ring import RingArray
 
@@ -63,8 +56,7 @@ class Round:
         self._me = context.signer.name
         self._keys = {member.name: member.public_key for member in announcement.aggregators}
         self._vector_hospitals = announcement.vector_hospitals(self._me)
-        self._close_asked = False
-        self._delivered: set[tuple[str, str]] = set()
+        self._statements = Statements(context, announcement)
         self._checksum: Checksum | None = None
         self._clean = False
 
@@ -93,8 +85,10 @@ class Round:
             self._context.store.add_upload(self.key, entry, acknowledgement)
 
     def ask_to_close(self) -> None:
-        """Note that the server awaits no more uploads."""
-        self._close_asked = True
+        """Close the uploads now, as the server awaits no more; durable, or a crash would undo it."""
+        now = self._context.clock()
+        if self.state is State.OPEN and now < self.deadline:
+            self._move(State.OPEN, now)
 
     # Agreement.
 
@@ -111,8 +105,8 @@ class Round:
             before = self.state
             steps[self.state]()
 
-    def take(self, kind: str, sender: str, statement: Signed) -> None:
-        """Take a peer's signed statement of kind "list" or "set".
+    def take(self, kind: str, sender: str, statement: Signed, missed: tuple[bytes, ...] = ()) -> None:
+        """Take a peer's signed statement of kind "list" or "set", with the events it may have missed.
 
         Raises:
             TrustError: The sender is no other aggregator of this round, or the signature is not its own.
@@ -121,52 +115,26 @@ class Round:
                 round is aborted unless it is agreed.
             RoundAbortedError: The round was aborted here.
         """
-        if sender == self._me or sender not in self._keys:
-            raise TrustError(f"'{sender}' is no other aggregator of {self.announcement.id}")
+        self._statements.require_peer(sender)
         if self.state is State.ABORTED:
             raise RoundAbortedError(self.reason)
         if self.state is State.OPEN and kind == "set":
             raise ProtocolError(f"'{sender}' signed a set before it had the list of '{self._me}'")
-        known = self._context.store.statements(self.key, kind).get(sender)
-        if known is not None and same_statement(known, statement):
-            return
-        chain = self._checked(kind, sender, statement)
-        if known is not None:
-            text = f"aggregator '{sender}' signed two different {kind} statements for {self.announcement.id}"
-            text = f"{text}: its state was rolled back, or it lies"
-            with self._context.store.transaction():
-                self._context.store.set_rollback(self._keys[sender], text)
-            self.stop(text)
-            raise StateError(text)
         try:
-            check_chain(self._context.store, sender, self._keys[sender], chain)
-        except StateError as error:
+            self._statements.hear(kind, sender, statement, missed)
+        except ContradictionError as error:
             self.stop(str(error))
             raise
-        with self._context.store.transaction():
-            self._context.store.add_statement(self.key, kind, sender, statement)
-            self._context.store.set_chain(chain, self._keys[sender])
 
-    def outgoing(self) -> list[Outgoing]:
-        """Return the statements that peers have not confirmed yet."""
+    def outgoing(self, peer: str, heard: int) -> list[Outgoing]:
+        """Return the statements that a peer has not confirmed yet; ``heard`` is the last event it knows."""
         if self.state not in {State.LISTED, State.SIGNED, State.AGREED}:
             return []
-        found = []
-        for kind, message in (("list", UploadList), ("set", SetSignature)):
-            statement = self._context.store.statements(self.key, kind).get(self._me)
-            if statement is None:
-                continue
-            counter = read_statement(kind, statement).chain.counter
-            found += [
-                Outgoing(peer, counter, message(statement), self.key)
-                for peer in self._keys
-                if peer != self._me and (peer, kind) not in self._delivered
-            ]
-        return found
+        return self._statements.outgoing(peer, heard)
 
     def delivered(self, outgoing: Outgoing) -> None:
         """Note that a peer has confirmed a statement."""
-        self._delivered.add((outgoing.peer, "list" if isinstance(outgoing.message, UploadList) else "set"))
+        self._statements.delivered(outgoing)
 
     def abort(self, reason: str) -> None:
         """End the round without a result and erase what it holds. Final; nothing is ever signed again."""
@@ -247,17 +215,18 @@ class Round:
     def _leave_open(self) -> None:
         # Not when the whole roster has uploaded here: a hospital that uploads to this aggregator first and
         # slowly to the next would start the clock of the agreement here and end the round of all.
-        if not (self._close_asked or self._late()):
+        if not self._late():
             return
         uploads = self._context.store.uploads(self.key)
         self._checksum = None
         entries = tuple(row.entry for row in uploads.values())
-        chain = self._next_chain("list", msgspec.msgpack.encode(entries))
-        statement = ListStatement(self.announcement.id, self.digest, self._me, entries, chain)
-        self._say("list", State.LISTED, seal(self._context.signer, statement), chain)
+        statement = ListStatement(self.announcement.id, self.digest, self._me, entries, NOTHING_SEEN)
+        with self._context.store.transaction():
+            self._say("list", State.LISTED, statement)
+        self._enter(State.LISTED)
 
     def _leave_listed(self) -> None:
-        lists = self._context.store.statements(self.key, "list")
+        lists = self._statements.of("list")
         if len(lists) < len(self._keys):
             self._abort_if_late(lists.keys(), "list of uploads")
             return
@@ -273,14 +242,12 @@ class Round:
         self.folder.write_sum(nonce, words)
         bound = commitment(self.key, self._me, nonce, words.tobytes())
         root = found.root(self.key)
-        chain = self._next_chain("set", root + bound)
         statement = SetStatement(
-            self.announcement.id, self.digest, self._me, len(found.included), root, bound, chain
+            self.announcement.id, self.digest, self._me, len(found.included), root, bound, NOTHING_SEEN
         )
-        sealed = seal(self._context.signer, statement)
         with self._context.store.transaction():
             self._context.store.set_included(self.key, found.included, found.excluded)
-            self._say_inside("set", State.SIGNED, sealed, chain)
+            self._say("set", State.SIGNED, statement)
         self._enter(State.SIGNED)
         try:
             self.folder.erase_parts()
@@ -289,7 +256,7 @@ class Round:
             _log.warning("parts of %s stay on disk until its end: %s", self.announcement.id, error)
 
     def _leave_signed(self) -> None:
-        sets = self._context.store.statements(self.key, "set")
+        sets = self._statements.of("set")
         mine = read(sets[self._me], SetStatement)
         for name, signed in sets.items():
             other = read(signed, SetStatement)
@@ -307,14 +274,6 @@ class Round:
 
     # Helpers.
 
-    def _checked(self, kind: str, sender: str, signed: Signed) -> ChainHead:
-        statement = read_statement(kind, signed)
-        check_signature(self._keys[sender], LABELS[type(statement)], signed.payload, signed.signature)
-        check_statement(self.announcement, statement)
-        if statement.aggregator != sender:
-            raise ProtocolError(f"'{sender}' sent a statement of '{statement.aggregator}'")
-        return statement.chain
-
     def _sum(self, included: list[ListEntry]) -> RingArray:
         parts = [(self.folder.part(one.header_digest), self.holds_vector(one.hospital)) for one in included]
         return sum_parts(self.announcement.layout, parts)
@@ -331,22 +290,12 @@ class Round:
         return self._checksum.difference(sum_parts(self.announcement.layout, [part]))
 
     def _set_statements(self) -> tuple[Signed, ...]:
-        sets = self._context.store.statements(self.key, "set")
+        sets = self._statements.of("set")
         return tuple(sets[member.name] for member in self.announcement.aggregators)
 
-    def _next_chain(self, kind: str, content: bytes) -> ChainHead:
-        last = self._context.store.chain()
-        return ChainHead(last.counter + 1, digest("chain", last.head, self.key, kind.encode(), content))
-
-    def _say(self, kind: str, state: State, statement: Signed, chain: ChainHead) -> None:
-        with self._context.store.transaction():
-            self._say_inside(kind, state, statement, chain)
-        self._enter(state)
-
-    def _say_inside(self, kind: str, state: State, statement: Signed, chain: ChainHead) -> None:
+    def _say(self, kind: str, state: State, statement: ListStatement | SetStatement) -> None:
+        self._statements.say(kind, statement)
         deadline = self._context.clock() + self._context.policy.agreement_s
-        self._context.store.add_statement(self.key, kind, self._me, statement)
-        self._context.store.set_chain(chain)
         self._context.store.set_state(self.key, state, deadline)
 
     def _enter(self, state: State) -> None:

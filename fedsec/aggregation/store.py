@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from fedsec.aggregation.chain import GENESIS, MOST_MISSED, NOTHING_SEEN
 from fedsec.aggregation.messages import ChainHead, ExcludedUpload, IncludedUpload, ListEntry, Signed
 from fedsec.aggregation.signing import digest
 from fedsec.errors import StateError
@@ -32,13 +33,13 @@ CREATE TABLE IF NOT EXISTS excluded (
 CREATE TABLE IF NOT EXISTS statements (
   round BLOB NOT NULL, kind TEXT NOT NULL, aggregator TEXT NOT NULL, payload BLOB NOT NULL,
   signature BLOB NOT NULL, PRIMARY KEY (round, kind, aggregator)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS chain (
-  public_key BLOB PRIMARY KEY, counter INTEGER NOT NULL, head BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS events (
+  counter INTEGER PRIMARY KEY, event BLOB NOT NULL, head BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seen (
+  public_key BLOB PRIMARY KEY, payload BLOB NOT NULL, signature BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rollbacks (public_key BLOB PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS evidence (round BLOB NOT NULL, payload BLOB NOT NULL, signature BLOB NOT NULL);
 """
-_GENESIS = ChainHead(0, digest("chain start", b""))
-_SELF = b""
 
 
 class State(StrEnum):
@@ -228,14 +229,33 @@ class Store:
 
     # History.
 
-    def chain(self, public_key: bytes = _SELF) -> ChainHead:
-        """Return this aggregator's chain head, or the last one seen of the peer with a key."""
-        rows = self._read("SELECT counter, head FROM chain WHERE public_key=?", public_key)
-        return ChainHead(*rows[0]) if rows else _GENESIS
+    def chain(self) -> ChainHead:
+        """Return this aggregator's chain head."""
+        rows = self._read("SELECT counter, head FROM events ORDER BY counter DESC LIMIT 1")
+        return ChainHead(*rows[0]) if rows else GENESIS
 
-    def set_chain(self, head: ChainHead, public_key: bytes = _SELF) -> None:
-        """Store a chain head."""
-        self._write("INSERT OR REPLACE INTO chain VALUES (?, ?, ?)", public_key, head.counter, head.head)
+    def head(self, counter: int) -> bytes | None:
+        """Return the head of this aggregator's chain after an event, or None when it has not come so far."""
+        rows = self._read("SELECT head FROM events WHERE counter=?", counter)
+        return rows[0][0] if rows else GENESIS.head if counter == GENESIS.counter else None
+
+    def events(self, after: int, before: int) -> tuple[bytes, ...]:
+        """Return this aggregator's events between two counters, the newest of them if they are too many."""
+        query = "SELECT event FROM events WHERE counter>? AND counter<? ORDER BY counter"
+        return tuple(row[0] for row in self._read(query, max(after, before - 1 - MOST_MISSED), before))
+
+    def add_event(self, head: ChainHead, event: bytes) -> None:
+        """Store this aggregator's next event and the head after it."""
+        self._write("INSERT INTO events VALUES (?, ?, ?)", head.counter, event, head.head)
+
+    def seen(self, public_key: bytes) -> Signed:
+        """Return the last chain head that the peer with a key has shown, as it signed it."""
+        rows = self._read("SELECT payload, signature FROM seen WHERE public_key=?", public_key)
+        return Signed(*rows[0]) if rows else NOTHING_SEEN
+
+    def set_seen(self, public_key: bytes, head: Signed) -> None:
+        """Store the newest chain head of the peer with a key."""
+        self._write("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", public_key, head.payload, head.signature)
 
     def set_rollback(self, public_key: bytes, reason: str) -> None:
         """Store that the aggregator with a key, this one or a peer, was set back to an older state."""

@@ -53,7 +53,7 @@ ALLOWED = {
     "announce": "server", "close_uploads": "server", "collect_sum": "server", "finish_round": "server",
     "upload": "hospital", "get_receipt": "hospital",
     "upload_list": "party", "set_signature": "party", "aggregator_hello": "party", "abort_round": "party",
-    "share_model": "owner", "forget_model": "owner", "serve": "owner", "stop_service": "owner",
+    "share_model": "owner", "share_sealed": "owner", "forget_model": "owner", "serve": "owner", "stop_service": "owner",
     "read_count": "owner", "read_ledger": "owner", "read_status": "owner party", "open_link": "party",
     "describe": "user", "query": "user",
     "read_meter": "server owner",
@@ -239,7 +239,7 @@ def test_a_statement_is_taken_from_the_party_that_signed_it(door: Door, unchange
     announcement = door.round.announcement
     signer = Identity.load(door.site.cluster.identity("party-1"))
     chain = ChainHead(10**6, bytes(32))
-    statement = ListStatement(announcement.id, announcement.digest, "party-1", (), chain)
+    statement = ListStatement(announcement.id, announcement.digest, "party-1", (), seal(signer, chain))
     for message, kind in (
         (UploadList(seal(signer, statement)), Received),
         (Hello("party-1", seal(signer, chain)), Greeted),

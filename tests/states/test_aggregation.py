@@ -62,8 +62,9 @@ class OneAggregator:
 
     def statement(self, name, kind):
         key = self.announcement.id.key
-        stored = self.world.network.aggregators[name]._store.statements(key, kind)
-        return {"list": UploadList, "set": SetSignature}[kind](stored[name])
+        store = self.world.network.aggregators[name]._store
+        missed = store.events(0, store.chain().counter if kind == "set" else 1)
+        return {"list": UploadList, "set": SetSignature}[kind](store.statements(key, kind)[name], missed)
 
     def _to(self, state):
         world, steps = self.world, STATES.index(state) if state != "aborted" else 1
@@ -157,7 +158,7 @@ def forged_set(one):
         2,
         bytes(32),
         bytes(32),
-        ChainHead(5, bytes(32)),
+        seal(one.world.parties[1], ChainHead(5, bytes(32))),
     )
     return SetSignature(seal(one.world.parties[1], statement))
 

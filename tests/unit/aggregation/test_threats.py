@@ -281,7 +281,8 @@ def test_threat_23_a_second_set_for_a_round_is_refused(world, restart):
     # A peer that asks for S without one hospital: its second statement is refused, the first stands.
     party = world.parties[1]
     mine = read(own_set(world, "agg-1", key), SetStatement)
-    chain = replaced(mine.chain, counter=mine.chain.counter + 1)
+    head = read(mine.chain, ChainHead)
+    chain = seal(party, replaced(head, counter=head.counter + 1))
     smaller = seal(party, replaced(mine, included=mine.included - 1, root=bytes(32), chain=chain))
     with pytest.raises(StateError, match="two different set statements"):
         world.network.ask(party.peer, "agg-0", SetSignature(smaller))
@@ -590,7 +591,7 @@ def test_threat_29_another_event_under_a_number_that_was_seen_is_noticed_in_the_
     """As many events as its peers saw, but not the same: the counter alone would not tell."""
     with World(tmp_path) as world:
         store = set_back_by_one_event(world, tmp_path / "backup")._store
-        store.set_chain(ChainHead(store.chain().counter + 1, bytes(32)))
+        store.add_event(ChainHead(store.chain().counter + 1, bytes(32)), bytes(32))
         world.network.pump()
         for _ in range(2):
             for name in world.network.aggregators:

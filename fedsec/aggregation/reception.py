@@ -1,0 +1,125 @@
+"""Uploads on their way into an aggregator: the header, the part while it arrives, the acknowledgement."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+
+from fedsec.aggregation.announcement import RoundId
+from fedsec.aggregation.context import Context
+from fedsec.aggregation.messages import (
+    NONCE_BYTES,
+    STORED_LABEL,
+    ListEntry,
+    Signed,
+    Stored,
+    Upload,
+    UploadHeader,
+    header_digest,
+    part_digest,
+    stored_payload,
+)
+from fedsec.aggregation.parts import PartWriter, part_bytes
+from fedsec.aggregation.round import Round
+from fedsec.aggregation.signing import Buffer, sign
+from fedsec.aggregation.uploads import check_header, read_header
+from fedsec.errors import ProtocolError
+from fedsec.sharing.compressed import SEED_BYTES
+from fedsec.transport import Peer
+
+
+class Reception:
+    """Takes uploads, several at the same time.
+
+    Args:
+        context: What the rounds of the aggregator share.
+        lock: The aggregator's lock. It is not held while bytes arrive: a slow hospital delays nobody.
+        find: Returns a round; called under the lock.
+
+    Attributes:
+        drafts: Parts that are arriving, by round and hospital.
+    """
+
+    def __init__(self, context: Context, lock: threading.RLock, find: Callable[[RoundId], Round]) -> None:
+        self._context, self._lock, self._find = context, lock, find
+        self._me = context.signer.name
+        self.drafts: dict[tuple[bytes, str], PartWriter] = {}
+
+    def most_bytes(self, message: Upload) -> int:
+        """Return the largest part of the round that an upload names: the bound for its body.
+
+        Raises:
+            ProtocolError: The header is malformed, or the round is unknown.
+        """
+        with self._lock:
+            layout = self._find(read_header(message.header).round).announcement.layout
+            return NONCE_BYTES + max(layout.vector_bytes, SEED_BYTES)
+
+    def take(self, peer: Peer, message: Upload, chunks: Iterable[Buffer]) -> Stored:
+        """Take a part and acknowledge it once it is on disk.
+
+        Raises:
+            TrustError: It is not the connected hospital's own.
+            ProtocolError: It does not fit its header, the round or what the hospital uploaded before.
+            RoundAbortedError: The round was aborted.
+            StateError: The disk does not take it.
+        """
+        with self._lock:
+            round_, header = self._checked_header(peer, message.header)
+            digest = header_digest(message.header.payload)
+            if (stored := self._stored(round_, header, digest)) is not None:
+                return stored
+            size = part_bytes(round_.announcement, header.hospital, self._me)
+            key = (round_.key, header.hospital)
+            # One draft a hospital and round, or its connections could fill the disk; the latest counts, as
+            # the connection of an earlier attempt may be dead without a sign.
+            if key in self.drafts:
+                self.drafts[key].give_way()
+            self.drafts[key] = writer = PartWriter(round_.folder.part(digest), size)
+        try:
+            with writer:
+                self._receive(header, writer, chunks, size)
+                with self._lock:
+                    return self._keep(round_, header, digest, writer)
+        finally:
+            with self._lock:
+                if self.drafts.get(key) is writer:
+                    del self.drafts[key]
+
+    def _receive(self, header: UploadHeader, writer: PartWriter, chunks: Iterable[Buffer], size: int) -> None:
+        expected = header.digests[header.recipients.index(self._me)]
+        found = part_digest(header.upload_id, self._me, writer.through(chunks), size)
+        writer.sync()
+        if found != expected:
+            raise ProtocolError(
+                f"the part of '{header.hospital}' is not the one its header names; it was dropped"
+            )
+
+    def _keep(self, round_: Round, header: UploadHeader, digest: bytes, writer: PartWriter) -> Stored:
+        round_.require_open()
+        if (stored := self._stored(round_, header, digest)) is not None:
+            return stored
+        writer.commit()
+        checksum = round_.checksum_difference(header.hospital, digest)
+        payload = stored_payload(header.round, header.upload_id, digest, self._me)
+        signature = sign(self._context.signer, STORED_LABEL, payload)
+        round_.add_upload(ListEntry(header.hospital, header.upload_id, digest, checksum), signature)
+        return Stored(self._me, signature)
+
+    def _stored(self, round_: Round, header: UploadHeader, digest: bytes) -> Stored | None:
+        known = self._context.store.upload(round_.key, header.hospital)
+        if known is not None:
+            if known.entry.header_digest == digest:
+                return Stored(self._me, known.signature)
+            raise ProtocolError(f"'{header.hospital}' has uploaded to {round_.announcement.id} before")
+        if self._context.store.upload_id_used(header.hospital, header.upload_id):
+            raise ProtocolError(f"the upload id of '{header.hospital}' was used before")
+        return None
+
+    def _checked_header(self, peer: Peer, signed: Signed) -> tuple[Round, UploadHeader]:
+        round_ = self._find(read_header(signed).round)
+        header = check_header(round_.announcement, round_.digest, peer, signed)
+        known = self._context.store.upload(round_.key, header.hospital)
+        if known is None or known.entry.header_digest != header_digest(signed.payload):
+            round_.require_open()
+        return round_, header
