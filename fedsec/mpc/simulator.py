@@ -151,6 +151,10 @@ class RecordingParty(Party):
                 self.view.add(Received(sender, label, words.copy(), answered))
         return messages
 
+    def swap(self, other: int, words: RingArray) -> RingArray:
+        """Swap as every party does, and note what came."""
+        return self.exchange({other: [words]}, {other: [Layout.of(words)]})[other][0]
+
 
 @dataclass(frozen=True, slots=True)
 class SimulationResult(Generic[T]):

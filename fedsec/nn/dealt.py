@@ -92,8 +92,8 @@ class Block:
         index: The block's number in the session.
         dealt: How many images it was dealt for.
         start: Number of the first of the images that are left.
-        images: How many images it is for.
-        materials: For each gate, in order.
+        images: How many images are left.
+        materials: For each gate, in order, of all ``dealt`` images.
     """
 
     index: int
@@ -104,14 +104,18 @@ class Block:
 
     def split(self, images: int) -> tuple[Block, Block]:
         """Return the first ``images`` images and the rest."""
-        first, rest = (
-            tuple(tuple(array[piece] for array in material) for material in self.materials)
-            for piece in (slice(None, images), slice(images, None))
-        )
+        index, dealt, start, materials = self.index, self.dealt, self.start, self.materials
         return (
-            Block(self.index, self.dealt, self.start, images, first),
-            Block(self.index, self.dealt, self.start + images, self.images - images, rest),
+            Block(index, dealt, start, images, materials),
+            Block(index, dealt, start + images, self.images - images, materials),
         )
+
+    def left(self) -> tuple[Material, ...]:
+        """Return the material of the images that are left."""
+        if self.images == self.dealt:
+            return self.materials
+        piece = slice(self.start, self.start + self.images)
+        return tuple([tuple([array[piece] for array in material]) for material in self.materials])
 
     def __str__(self) -> str:
         return f"{self.index}:{self.start}+{self.images}of{self.dealt}"
@@ -279,7 +283,7 @@ class Program:
         computations: list[Rounds] = []
         start = 0
         for block in blocks:
-            computations.append(self._run(words[start : start + block.images], block.materials))
+            computations.append(self._run(words[start : start + block.images], block.left()))
             start += block.images
         with party.step(f"online/{name}/{'/'.join(map(str, blocks))}"):
             answers = run_together(party, computations)

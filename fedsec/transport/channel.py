@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from fedsec.errors import ProtocolError
 from fedsec.transport.deadline import Deadline
 from fedsec.transport.frames import Direction
 from fedsec.transport.identity import Peer
@@ -94,6 +95,22 @@ class Channel(ABC):
             PeerLostError: The peer closed or broke the connection.
             DeadlineError: The message was not there in time.
         """
+
+    def swap(self, label: str, payload: memoryview, deadline: Deadline) -> bytearray:
+        """Send a message and return the peer's of the same label and size: one round of two ends.
+
+        Raises:
+            ProtocolError: The peer sent something else, or another size.
+            PeerLostError: The peer closed or broke the connection.
+            DeadlineError: The messages were not through in time.
+        """
+        self.send(label, payload, deadline)
+        received = self.receive(label, max_bytes=payload.nbytes, deadline=deadline)
+        if len(received) != payload.nbytes:
+            raise ProtocolError(
+                f"expected {payload.nbytes} bytes in {label!r} of {self.peer.name}, got {len(received)}"
+            )
+        return received
 
     @abstractmethod
     def wait(self, deadline: Deadline) -> None:

@@ -95,13 +95,15 @@ class Incoming:
         buffer: Memory for header and payload.
     """
 
-    def __init__(self, channel: SocketChannel, label: str, size: int) -> None:
+    def __init__(
+        self, channel: SocketChannel, label: str, size: int, buffer: bytearray | None = None
+    ) -> None:
         self._channel = channel
         self._label = label
         self._size = size
         self._taken = 0
         self._finished = False
-        self.buffer = bytearray(HEADER_BYTES + size)
+        self.buffer = bytearray(HEADER_BYTES + size) if buffer is None else buffer
 
     @property
     def space(self) -> memoryview:
@@ -117,13 +119,6 @@ class Incoming:
     def settled(self) -> bool:
         """Whether no byte has been taken yet, or the whole message and it was the expected one."""
         return self._finished or self._taken == 0
-
-    def arrived_whole(self, count: int) -> bool:
-        """Take the message if the first read, of ``count`` bytes, brought all of it as expected."""
-        if count != len(self.buffer) or not self._header_fits():
-            return False
-        self.finish()
-        return True
 
     def took(self, count: int) -> None:
         """Note that ``count`` bytes were read; the header is checked as soon as it is there.
@@ -146,7 +141,6 @@ class Incoming:
 
     def payload(self) -> bytearray:
         """Return the payload; the message is used up."""
-        # Dropping the front of a bytearray moves its beginning, not its bytes.
         del self.buffer[:HEADER_BYTES]
         return self.buffer
 

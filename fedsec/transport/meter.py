@@ -62,21 +62,21 @@ class Meter:
 
     def sent(self, sender: str, receiver: str, label: str, sequence: int, size: int) -> None:
         """Count one message that left."""
-        self._count(receiver, label, size, 0)
+        with self._lock:
+            counts = self._counts[receiver, label.partition("/")[0]]
+            counts[0] += 1
+            counts[1] += size
         if self._logging:
             self.log.append(MessageRecord("send", sender, receiver, label, sequence, size))
 
     def received(self, sender: str, receiver: str, label: str, sequence: int, size: int) -> None:
         """Count one message that arrived whole."""
-        self._count(sender, label, size, 2)
+        with self._lock:
+            counts = self._counts[sender, label.partition("/")[0]]
+            counts[2] += 1
+            counts[3] += size
         if self._logging:
             self.log.append(MessageRecord("receive", sender, receiver, label, sequence, size))
-
-    def _count(self, peer: str, label: str, size: int, column: int) -> None:
-        with self._lock:
-            counts = self._counts[peer, kind_of(label)]
-            counts[column] += 1
-            counts[column + 1] += size
 
     @property
     def sent_bytes(self) -> int:

@@ -80,8 +80,7 @@ class SocketChannel(Channel):
         if self.broken:
             raise self.lost(None)
         outgoing = self.outgoing
-        view = memoryview(payload)
-        size = view.nbytes
+        size = payload.nbytes if isinstance(payload, memoryview) else memoryview(payload).nbytes
         header = outgoing.header(label, size)
         # Counted when it starts, so that a log shows it before what the peer answers.
         self.meter.sent(self.me, self.peer.name, label, outgoing.sequence, size)
@@ -89,7 +88,7 @@ class SocketChannel(Channel):
         if size <= _JOINED_BYTES:
             joined = b"".join((header, payload))
         else:
-            body = view.cast("B")
+            body = memoryview(payload).cast("B")
             joined, rest = b"".join((header, body[:_JOINED_BYTES])), body[_JOINED_BYTES:]
         written = 0 if behind else self._write_first(joined)
         # Hashed while the first bytes are on their way. The joined part is whole if it enters whole.
@@ -131,11 +130,21 @@ class SocketChannel(Channel):
         """
         if self.broken:
             raise self.lost(None)
-        message = Incoming(self, label, size)
+        buffer = bytearray(HEADER_BYTES + size)
         self.wait(deadline)
-        count = self.read_into(message.buffer)
-        if message.arrived_whole(count):
-            return message.payload()
+        count = self.read_into(buffer)
+        incoming = self.incoming
+        if count == len(buffer) and buffer.startswith(incoming.header(label, size)):
+            # The usual case, without any more calls: one read has brought the message that was expected.
+            self.meter.received(self.peer.name, self.me, label, incoming.sequence, size)
+            incoming.take(buffer)
+            # Dropping the front of a bytearray moves its beginning, not its bytes.
+            del buffer[:HEADER_BYTES]
+            return buffer
+        return self._receive_rest(Incoming(self, label, size, buffer), count, deadline)
+
+    def _receive_rest(self, message: Incoming, count: int, deadline: Deadline) -> bytearray:
+        """Go on with a message after a first read of ``count`` bytes, or minus the event to wait for."""
         try:
             while True:
                 if count < 0:
@@ -150,6 +159,15 @@ class SocketChannel(Channel):
             self.broken = self.broken or not message.settled
             raise
         return message.payload()
+
+    def swap(self, label: str, payload: memoryview, deadline: Deadline) -> bytearray:
+        """Swap messages with the peer; see :meth:`Channel.swap`."""
+        job = self.start(label, payload)
+        if job is None:
+            return self.receive_exactly(label, payload.nbytes, deadline)
+        incoming = ReceiveJob(self, label, payload.nbytes)
+        progress([job, incoming], deadline)
+        return incoming.message.payload()
 
     def buffered(self) -> bool:
         """Return whether bytes that have come are in this process already, where no poll sees them."""

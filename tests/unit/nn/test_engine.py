@@ -329,9 +329,9 @@ def test_a_block_splits_without_sharing_material() -> None:
     first, rest = block.split(2)
 
     assert (str(first), str(rest)) == ("4:0+2of5", "4:2+3of5")
-    assert not np.shares_memory(first.materials[0][0], rest.materials[0][0])
+    assert not np.shares_memory(first.left()[0][0], rest.left()[0][0])
     assert np.array_equal(
-        np.concatenate([first.materials[0][0], rest.materials[0][0]]), block.materials[0][0]
+        np.concatenate([first.left()[0][0], rest.left()[0][0]]), block.materials[0][0]
     )
 
 
