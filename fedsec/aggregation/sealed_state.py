@@ -52,6 +52,8 @@ class SealedState:
         share: This party's components, 64-bit ring, shape [elements of all arrays].
         closed: Whether nobody may ever fetch it: it is only served.
         roster: The hospitals of the session, who may fetch it while it is not closed.
+        serves: The digest of the one plan, with where its parameters come from, under which a closed state is
+            served (``fedsec.nn.sealed.serving_digest``), as announced; empty for none.
     """
 
     session: bytes
@@ -61,6 +63,7 @@ class SealedState:
     share: RepShare
     closed: bool = False
     roster: tuple[Member, ...] = ()
+    serves: bytes = b""
 
     def __repr__(self) -> str:
         kind = "closed" if self.closed else "open to hospitals"
@@ -75,6 +78,7 @@ class _Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     fraction_bits: int
     closed: bool
     roster: tuple[Member, ...]
+    serves: bytes
 
 
 class SealedStates:
@@ -129,7 +133,14 @@ class SealedStates:
             raise StateError(f"{path.name} in {path.parent} is damaged or another state: it is not used")
         share = RepShare(words[0], words[1], header.fraction_bits)
         return SealedState(
-            session, number, header.arrays, header.fraction_bits, share, header.closed, header.roster
+            session,
+            number,
+            header.arrays,
+            header.fraction_bits,
+            share,
+            header.closed,
+            header.roster,
+            header.serves,
         )
 
     def numbers(self, session: bytes) -> tuple[int, ...]:
@@ -174,6 +185,7 @@ def _write(path: Path, state: SealedState) -> None:
             state.fraction_bits,
             state.closed,
             state.roster,
+            state.serves,
         )
     )
     digest = hashlib.sha256()

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from fedsec.nn import Reveal
+from fedsec.nn.sealed import Source
 
 ID_BYTES = 16
 """Length of model, service and request ids: 16 bytes from the operating system's generator."""
@@ -20,6 +21,9 @@ DIGEST_BYTES = 32
 
 MAX_IMAGES = 128
 """Images in one request. At 28 x 28 one such request is a body of 803 kB for the larger part."""
+
+MAX_SOURCES = 1024
+"""Arrays of parameters: two for each of the most steps that a plan has."""
 
 MAX_LISTED = 1000
 """Queries in one page of the ledger: about 100 kB."""
@@ -58,6 +62,23 @@ class ShareModel(Message, frozen=True, tag="share_model"):
     plan: PlanBytes
     digest: Digest
     sharing: Id
+
+
+class ShareSealed(Message, frozen=True, tag="share_sealed"):
+    """Owner to party: hold the model that lies sealed at the three parties. There is no body.
+
+    Each party takes its share of state ``number`` of a training's ``session``; ``sources`` say from which of
+    its ``words`` each array of the plan's parameters comes. The reply is ``model_held``.
+    """
+
+    model: Id
+    plan: PlanBytes
+    digest: Digest
+    session: Id
+    number: Count
+    sources: Annotated[tuple[Source, ...], msgspec.Meta(max_length=MAX_SOURCES)]
+    words: Count
+    fraction_bits: Annotated[int, msgspec.Meta(ge=0, le=62)]
 
 
 class ModelHeld(Message, frozen=True, tag="model_held"):

@@ -1,7 +1,7 @@
 """The model owner's end: weights leave in shares, one part to each party, and are served.
 
 The owner speaks to each party itself. Weights are encoded and split here; a party never sees them,
-and none of this writes them anywhere.
+and none of this writes them anywhere. Of a sealed model the owner has no weights either.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from fedsec.serving.messages import (
     Status,
     StopService,
 )
+from fedsec.serving.sealed import SealedModel, sharing_of
 from fedsec.serving.weights import flat_weights, plan_to_wire
 from fedsec.transport import Deadline, Endpoint, Identity, Meter
 from fedsec.transport.calling import call
@@ -96,20 +97,44 @@ class Owner:
         plan_bytes, digest = plan_to_wire(plan)
         message = ShareModel(model=model, plan=plan_bytes, digest=digest, sharing=os.urandom(ID_BYTES))
         asks = [Ask(message, body) for body in parts.split(flat_weights(plan, weights))]
+        return self._hand_out(asks, ModelHeld(model=model, digest=digest), message.sharing)
+
+    def share_sealed(self, sealed: SealedModel, *, model_id: bytes | None = None) -> bytes:
+        """Let each party take its part of a model that nobody has, from its own sealed state.
+
+        Args:
+            sealed: which state, and the plan; nothing of it is secret.
+            model_id: as for ``share``.
+
+        Returns:
+            The model's id.
+
+        Raises:
+            ProtocolError: a party has no such state.
+            TrustError: the state may not be served, or not under this plan.
+            UsageError, PeerLostError: as for ``share``.
+        """
+        model = os.urandom(ID_BYTES) if model_id is None else model_id
+        message = sealed.message(model)
+        held = ModelHeld(model=model, digest=message.digest)
+        return self._hand_out([Ask(message)] * len(self._channels), held, sharing_of(message))
+
+    def _hand_out(self, asks: Sequence[Ask], expected: ModelHeld, sharing: bytes) -> bytes:
+        """Let all three parties hold a model, or none."""
         try:
             answers = ask_each(self._channels, asks, ModelHeld, Deadline.after(_SHARE_S))
             for channel, (held, _) in zip(self._channels, answers, strict=True):
-                if held != ModelHeld(model=model, digest=digest):
+                if held != expected:
                     raise ProtocolError(
                         f"{channel.peer.name} holds another model than was sent: it is not served"
                     )
         except FedsecError:
             # What some of the parties took would fill their shelves; an older sharing of the model stays.
             with contextlib.suppress(FedsecError):
-                self._forget(ForgetModel(model=model, sharing=message.sharing))
+                self._forget(ForgetModel(model=expected.model, sharing=sharing))
             raise
-        self._model = model
-        return model
+        self._model = expected.model
+        return expected.model
 
     def serve(
         self,

@@ -11,6 +11,7 @@ import threading
 from math import prod
 from pathlib import Path
 
+from fedsec.aggregation.sealed_state import SealedStates
 from fedsec.errors import (
     DeadlineError,
     ServiceEndedError,
@@ -18,7 +19,7 @@ from fedsec.errors import (
     UsageError,
 )
 from fedsec.ring import Ring
-from fedsec.serving import parts
+from fedsec.serving import parts, sealed
 from fedsec.serving.agreement import RequestKey, Verdict, judge_alone, refusal
 from fedsec.serving.ledger import Ledger
 from fedsec.serving.limits import Limits
@@ -38,6 +39,7 @@ from fedsec.serving.messages import (
     Serve,
     ServiceCount,
     ShareModel,
+    ShareSealed,
     Status,
     StopService,
 )
@@ -55,7 +57,8 @@ class PredictionService:
     Args:
         identity: of this party.
         parties: the three computing parties in order; this one is among them.
-        state: folder of the party's durable state; only the ledger of charges is kept there.
+        state: folder of the party's durable state; the ledger of charges is kept there, and sealed models of
+            which trainings have left it a share are read from it.
         meter: counts what passes on links that this party opens.
         limits: memory and waits.
 
@@ -81,6 +84,7 @@ class PredictionService:
         self._limits = limits or Limits()
         self._neighbours = Neighbours(identity, parties, meter, self._limits)
         self._ledger = Ledger(state / "serving.sqlite")
+        self._states = SealedStates(state)
         self._shelf = Shelf(self._limits.models)
         self._lock = threading.Lock()
         self._service: RunningService | None = None
@@ -91,6 +95,7 @@ class PredictionService:
         party = frozenset({Role.PARTY})
         return [
             Route(ShareModel, owner, self._share_model, self._model_bytes),
+            Route(ShareSealed, owner, self._share_sealed),
             Route(ForgetModel, owner, self._forget_model),
             Route(Serve, owner, self._serve),
             Route(StopService, owner, self._stop_service),
@@ -138,6 +143,13 @@ class PredictionService:
         self._shelf.put(
             HeldModel(message.model, plan, message.plan, message.digest, message.sharing, weights)
         )
+        return Reply(ModelHeld(model=message.model, digest=message.digest))
+
+    def _share_sealed(self, request: Call) -> Reply:
+        """Hold this party's part of a model that nobody has, from its own sealed state."""
+        message: ShareSealed = request.message
+        self._shelf.check_room(message.model)
+        self._shelf.put(sealed.take(message, self._states, self._limits.model_bytes))
         return Reply(ModelHeld(model=message.model, digest=message.digest))
 
     def _forget_model(self, request: Call) -> Reply:

@@ -21,6 +21,7 @@ from fedsec.mpc.party import Party
 from fedsec.mpc.session import establish
 from fedsec.nn import Reveal
 from fedsec.nn.engine import Engine, make_engine
+from fedsec.nn.sealed import rescale
 from fedsec.ring import Ring
 from fedsec.serving.consistency import compare_weights
 from fedsec.serving.ledger import ServiceBook
@@ -242,7 +243,7 @@ class RunningService:
         )
         names = {party.previous_id: previous.peer.name, party.following_id: following.peer.name}
         compare_weights(party, self.held.weights, names)
-        engine = make_engine(self.terms.mode, party, plan, self.held.weights)
+        engine = make_engine(self.terms.mode, party, plan, self._weights(party))
         self._rehearse(party, engine)
         self._engine = engine
         loop = ServiceLoop(
@@ -262,6 +263,14 @@ class RunningService:
         if leaving:
             return "stopped", ServiceEndedError(f"the service was stopped by {' and '.join(leaving)}")
         return "ended", ServiceEndedError(f"the service has answered its {self.terms.num_requests} images")
+
+    def _weights(self, party: Party) -> tuple[RepShare, ...]:
+        """Return this party's shares of the weights; of a sealed model they are made here."""
+        held = self.held
+        if held.sources is None:
+            return held.weights
+        party.wait_s = self._limits.setup_s
+        return rescale(party, held.plan, held.sources, held.weights)
 
     def _rehearse(self, party: Party, engine: Engine) -> None:
         """Predict one image of zeros before anyone asks, so that the first user waits for no compilation."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from fedsec.errors import UsageError
 from fedsec.nn import Plan
+from fedsec.nn.sealed import Source
 from fedsec.sharing.replicated import RepShare
 
 
@@ -20,7 +21,8 @@ class HeldModel:
         plan_bytes: the plan as it travelled, so that all parties describe the same bytes.
         digest: the plan's digest.
         sharing: names the one splitting that all three parts must come from.
-        weights: this party's shares of the weights, in plan order.
+        weights: this party's shares of the weights, in plan order; of a sealed model the words of its state.
+        sources: of a sealed model how those words become weights, when a service starts.
     """
 
     model: bytes
@@ -29,6 +31,7 @@ class HeldModel:
     digest: bytes
     sharing: bytes
     weights: tuple[RepShare, ...] = field(repr=False)
+    sources: tuple[Source, ...] | None = field(default=None, repr=False)
 
 
 class Shelf:

@@ -304,6 +304,16 @@ SAMPLES = {
     messages.ShareModel: messages.ShareModel(
         model=b"m" * 16, plan=b"{}", digest=b"d" * 32, sharing=b"h" * 16
     ),
+    messages.ShareSealed: messages.ShareSealed(
+        model=b"m" * 16,
+        plan=b"{}",
+        digest=b"d" * 32,
+        session=b"t" * 16,
+        number=1,
+        sources=(),
+        words=1,
+        fraction_bits=24,
+    ),
     messages.ForgetModel: messages.ForgetModel(model=b"m" * 16),
     messages.Serve: messages.Serve(service=b"s" * 16, model=b"m" * 16),
     messages.StopService: messages.StopService(),
