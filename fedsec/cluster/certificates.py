@@ -121,6 +121,36 @@ class Authority:
         _write_secret(path, pem)
         return path
 
+    def issue_https(
+        self, folder: Path, hosts: Sequence[str], *, now: datetime.datetime | None = None
+    ) -> Path:
+        """Make what an HTTPS server needs, for programs that are none of ours, such as Flower's SuperLink.
+
+        The certificate names hosts and no role, so none of our channels accepts it.
+
+        Args:
+            folder: Gets ``certificate.pem``, ``key.pem`` (mode 0600) and ``authority.pem``.
+            hosts: Host names and addresses under which clients reach the server.
+            now: The time; the clock's by default.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UsageError: The folder holds a key already; nothing was written.
+        """
+        folder = Path(folder)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = Ed25519PrivateKey.generate()
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
+        names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH]
+        certificate = self._sign_leaf(key.public_key(), subject, usages, names, now)
+        _write_secret(folder / "key.pem", _key_pem(key))
+        (folder / "certificate.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+        (folder / _CERTIFICATE).write_text(self.certificate_pem, encoding="ascii")
+        return folder
+
     def _certify(
         self,
         key: Ed25519PublicKey,
@@ -136,6 +166,16 @@ class Authority:
             usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
         uri = x509.UniformResourceIdentifier(f"{URI_PREFIX}{role}:{name}")
         names = x509.SubjectAlternativeName([uri, *(_general_name(host) for host in hosts)])
+        return self._sign_leaf(key, subject, usages, names, now)
+
+    def _sign_leaf(
+        self,
+        key: Ed25519PublicKey,
+        subject: x509.Name,
+        usages: Sequence[x509.ObjectIdentifier],
+        names: x509.SubjectAlternativeName,
+        now: datetime.datetime | None,
+    ) -> x509.Certificate:
         issuer = self._key.public_key()
         builder = (
             _builder(subject, self._certificate.subject, key, now)

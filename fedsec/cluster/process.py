@@ -1,4 +1,4 @@
-"""One party as a child process: started with its socket, watched, and ended for certain."""
+"""A child process: started with a log of its own, watched, and ended for certain; a party is one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedsec.errors import PeerLostError
@@ -19,16 +19,15 @@ _LOOK_S = 0.02
 _TAIL_LINES = 12
 
 
-class PartyProcess:
-    """A party that runs as our child.
+class ChildProcess:
+    """A process that runs as our child.
 
-    The child gets its listening socket from us, so that no other process can take the port in between. Its
-    standard input is a pipe that nobody writes to: when we die, however that happens, the child reads its
-    end and ends too. It runs in a session of its own, so that Ctrl-C reaches us alone and we end the
-    parties in order.
+    Its standard input is a pipe that nobody writes to: when we die, however that happens, the child reads
+    its end and ends too, if it is one that looks. It runs in a session of its own, so that Ctrl-C reaches us
+    alone and we end the children in order.
 
     Attributes:
-        name: The party's name.
+        name: What errors call it.
         log: Gets everything that it prints.
     """
 
@@ -38,25 +37,27 @@ class PartyProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
-    def start(self, command: Sequence[str], listener: socket.socket) -> None:
-        """Start the child with ``--listen-fd`` and ``--watch-stdin``; our copy of the socket is closed.
+    def run(
+        self, command: Sequence[str], *, environment: Mapping[str, str] | None = None, descriptor: int = -1
+    ) -> None:
+        """Start the child.
 
         Args:
-            command: The command line without these two options.
-            listener: The listening socket it takes over.
+            command: The command line.
+            environment: Its environment; ours when None.
+            descriptor: A file descriptor that it inherits under the same number; none when -1.
         """
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = listener.fileno()
-        with listener, self.log.open("ab") as log:
+        with self.log.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                [*command, "--listen-fd", str(descriptor), "--watch-stdin"],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=(descriptor,),
+                pass_fds=() if descriptor < 0 else (descriptor,),
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env={**(os.environ if environment is None else environment), "PYTHONUNBUFFERED": "1"},
             )
 
     @property
@@ -67,18 +68,6 @@ class PartyProcess:
     def exit_code(self) -> int | None:
         """Return the exit code, negative for a signal, or None while it runs or before it was started."""
         return None if self._process is None else self._process.poll()
-
-    def wait_ready(self, deadline: Deadline) -> None:
-        """Wait for the line ``{"ready": <port>}`` that says it accepts connections.
-
-        Raises:
-            PeerLostError: It ended before; the text holds the end of its log.
-            DeadlineError: It did not get ready in time.
-        """
-        while not self._said_ready():
-            self.check()
-            deadline.remaining(f"{self.name} (its log is {self.log})")
-            time.sleep(_LOOK_S)
 
     def check(self) -> None:
         """Raise if the process has ended.
@@ -126,6 +115,38 @@ class PartyProcess:
                     process.stdin.close()
         return process.returncode
 
+    def _printed(self) -> bytes:
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read()
+
+
+class PartyProcess(ChildProcess):
+    """A party, which gets its listening socket from us: no other process can take the port in between."""
+
+    def start(self, command: Sequence[str], listener: socket.socket) -> None:
+        """Start the child with ``--listen-fd`` and ``--watch-stdin``; our copy of the socket is closed.
+
+        Args:
+            command: The command line without these two options.
+            listener: The listening socket it takes over.
+        """
+        descriptor = listener.fileno()
+        with listener:
+            self.run([*command, "--listen-fd", str(descriptor), "--watch-stdin"], descriptor=descriptor)
+
+    def wait_ready(self, deadline: Deadline) -> None:
+        """Wait for the line ``{"ready": <port>}`` that says it accepts connections.
+
+        Raises:
+            PeerLostError: It ended before; the text holds the end of its log.
+            DeadlineError: It did not get ready in time.
+        """
+        while not self._said_ready():
+            self.check()
+            deadline.remaining(f"{self.name} (its log is {self.log})")
+            time.sleep(_LOOK_S)
+
     def _said_ready(self) -> bool:
         for line in self._printed().splitlines(keepends=True):
             if line.startswith(b"{") and line.endswith(b"\n"):
@@ -133,8 +154,3 @@ class PartyProcess:
                     if "ready" in json.loads(line):
                         return True
         return False
-
-    def _printed(self) -> bytes:
-        with self.log.open("rb") as log:
-            log.seek(self._log_start)
-            return log.read()

@@ -110,3 +110,33 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     authority = Authority.create(tmp_path / "authority")
     with pytest.raises(UsageError, match="expected to write a key to"):
         authority.issue(tmp_path / "nowhere" / "a.pem", "a", Role.USER)
+
+
+@pytest.mark.parametrize(
+    ("host", "accepted"), [("127.0.0.1", True), ("localhost", True), ("10.0.0.1", False)]
+)
+def test_a_certificate_for_https_holds_for_its_hosts_and_has_no_role(
+    tmp_path: Path, host: str, accepted: bool
+) -> None:
+    authority = Authority.create(tmp_path / "authority")
+    folder = authority.issue_https(tmp_path / "https", ["127.0.0.1", "localhost"])
+
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(folder / "certificate.pem", folder / "key.pem")
+    client = ssl.create_default_context(cafile=str(folder / "authority.pem"))
+    here, there = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = (
+        client.wrap_bio(here, there, server_hostname=host),
+        server.wrap_bio(there, here, server_side=True),
+    )
+    with contextlib.nullcontext() if accepted else pytest.raises(ssl.SSLCertVerificationError):
+        for end in (*ends, *ends):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+
+    certificate = x509.load_pem_x509_certificate((folder / "certificate.pem").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == []
+    assert (folder / "key.pem").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(UsageError, match="never overwritten"):
+        authority.issue_https(folder, ["localhost"])
