@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fedsec.cli.output import print_json, reporter
+from fedsec.lab.engines import ENGINES
 from fedsec.lab.report import print_summary
 from fedsec.lab.run import run_scenario
 from fedsec.scenario import Scenario
@@ -25,6 +26,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="override one value, e.g. training.rounds=3; may be repeated",
     )
     parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="where hospitals and server run: in this process (default), in Flower's simulation engine with"
+        " Ray, or as Flower's SuperLink with a SuperNode for each hospital",
+    )
+    parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go; runs by default"
     )
     parser.add_argument(
@@ -36,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the scenario and print its table."""
     scenario = Scenario.load(options.scenario, options.overrides)
     with reporter(silent=options.json) as progress:
-        result = run_scenario(scenario, runs=options.runs, reporter=progress)
+        result = run_scenario(scenario, runs=options.runs, reporter=progress, engine=options.engine)
     if options.json:
         print_json(result.summary())
     else:

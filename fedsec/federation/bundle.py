@@ -1,6 +1,6 @@
 """The small folder by which Flower finds apps that are installed with fedsec, or beside it.
 
-Flower takes an app as a bundle of at most 10 MB that holds Python, TOML and text only. The one made here holds
+Flower takes an app as a bundle of at most 10 MB that holds Python, TOML and text only. The one made here has
 no code of its own: it imports two objects. Whatever else they need, data, trust files and keys, they find by
 paths that each site sets itself.
 """

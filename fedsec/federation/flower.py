@@ -151,7 +151,8 @@ class Flower:
             PeerLostError: A program ended; the text names it, with the end of its log.
         """
         for process in self._processes:
-            process.check()
+            if process is not self._submission:
+                process.check()
 
     def ended(self) -> bool:
         """Say whether the app that was submitted has ended, however."""

@@ -8,6 +8,7 @@ model can be reused by all hospitals; it also means that a hung ClientApp cannot
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ FIRST_NODE_ID = 1000
 """Node ids are this plus the partition id; 0 and 1 mean something to Flower."""
 
 RUN_ID = 1
+
+PULL_S = 0.25
+"""Seconds between two looks of a :class:`PromptGrid`."""
 
 Dropout = Callable[[int, int], bool]
 """``dropout(exchange, partition)``: whether that hospital has vanished before this exchange reaches it.
@@ -233,6 +237,71 @@ class InProcessGrid(Grid):
     def _fresh_id(self) -> str:
         self._next_id += 1
         return f"message-{self._next_id}"
+
+
+class PromptGrid(Grid):
+    """Another grid, asked for replies several times a second.
+
+    Flower's grid of a deployment sleeps for three seconds between two looks, whatever a round takes.
+
+    Args:
+        inner: The grid that Flower hands to a ServerApp.
+    """
+
+    def __init__(self, inner: Grid) -> None:
+        self._inner = inner
+
+    def set_run(self, run: Run) -> None:
+        """Make ``run`` the one that messages belong to."""
+        self._inner.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run this grid works in."""
+        return self._inner.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a new message from the ServerApp to ``dst_node_id``."""
+        return self._inner.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the node id of every hospital that is connected."""
+        return self._inner.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send ``messages``; return the id given to each."""
+        return self._inner.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there."""
+        return self._inner.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send ``messages`` and return the replies.
+
+        Args:
+            messages: What the ServerApp sends.
+            timeout: Seconds after which the replies that are there are returned; None waits for all.
+        """
+        expires = math.inf if timeout is None else time.monotonic() + timeout
+        waiting = {message_id for message_id in self.push_messages(list(messages)) if message_id}
+        replies: list[Message] = []
+        while waiting and time.monotonic() < expires:
+            fresh = list(self.pull_messages(waiting))
+            replies += fresh
+            waiting -= {reply.metadata.reply_to_message_id for reply in fresh}
+            if waiting:
+                time.sleep(PULL_S)
+        return replies
 
 
 def run_server_app(app: ServerApp, grid: InProcessGrid, run_config: UserConfig | None = None) -> Context:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from fedsec.lab.engines import Engine, check_engine, train_with_flower
 from fedsec.lab.experiment import Experiment, log_to, running
 from fedsec.lab.progress import Reporter
 from fedsec.lab.result import RoundReport, RunResult
@@ -14,30 +15,38 @@ from fedsec.scenario import Scenario
 
 
 def run_scenario(
-    scenario: Scenario, *, runs: Path | str = "runs", reporter: Reporter | None = None
+    scenario: Scenario,
+    *,
+    runs: Path | str = "runs",
+    reporter: Reporter | None = None,
+    engine: Engine = "in-process",
 ) -> RunResult:
-    """Run a scenario on this machine: parties as processes, hospitals as real ClientApps in this one.
+    """Run a scenario on this machine: parties as processes, hospitals as real Flower ClientApps.
 
     Args:
         scenario: What to run; ``Scenario.load`` reads one.
         runs: Folder in which the run gets a folder of its own.
         reporter: Hears how far it is; nobody by default.
+        engine: Where hospitals and server run: ``in-process``, here one after the other; ``ray``, Flower's
+            simulation engine; ``deployment``, Flower's SuperLink and a SuperNode for each hospital.
 
     Returns:
         What was measured; the averaged model is in ``result.folder.model``.
 
     Raises:
+        UsageError: The engine cannot run here.
         DataError: MNIST could not be had.
         RoundAbortedError: No round ended with an average.
         PeerLostError: A party died; the text names it. Whatever happens, no process is left behind.
     """
+    check_engine(engine, scenario)
     with running(scenario, Path(runs), reporter or Reporter()) as experiment:
-        train_and_export(experiment)
+        train_and_export(experiment, engine)
         return experiment.finish()
 
 
-def train_and_export(experiment: Experiment) -> None:
-    """Run all rounds of an experiment and store the model, its plan and its parameters."""
+def train_and_export(experiment: Experiment, engine: Engine = "in-process") -> None:
+    """Run all rounds of an experiment on an engine and store the model, its plan and its parameters."""
     scenario, folder, reporter = experiment.scenario, experiment.folder, experiment.reporter
     reporter.begin("MNIST")
     mnist = load_mnist()
@@ -47,14 +56,10 @@ def train_and_export(experiment: Experiment) -> None:
     from fedsec.lab.figures import draw_accuracy  # noqa: PLC0415 - as said above
     from fedsec.lab.training import Sites, train  # noqa: PLC0415 - as said above
     from fedsec.learning import export, models  # noqa: PLC0415 - as said above
+    from fedsec.learning.evaluation import set_parameters  # noqa: PLC0415 - as said above
 
     model = models.by_name(scenario.training.model, seed=scenario.seed)
     cluster = experiment.cluster
-    sites = Sites(
-        cluster=cluster.file,
-        server=cluster.identity("server"),
-        trust={name: cluster.trust_file(name) for name in cluster.keys.hospitals},
-    )
 
     def on_round(report: RoundReport) -> None:
         experiment.rounds.append(report)
@@ -62,9 +67,17 @@ def train_and_export(experiment: Experiment) -> None:
         cluster.watch()
         reporter.say(_told(report))
 
-    reporter.begin("training", scenario.training.rounds * scenario.hospitals.count)
     with log_to(folder.own_log, "flwr"):
-        experiment.count(train(scenario, mnist, model, sites, reporter=reporter, on_round=on_round))
+        if engine == "in-process":
+            reporter.begin("training", scenario.training.rounds * scenario.hospitals.count)
+            sites = Sites(
+                cluster=cluster.file,
+                server=cluster.identity("server"),
+                trust={name: cluster.trust_file(name) for name in cluster.keys.hospitals},
+            )
+            experiment.count(train(scenario, mnist, model, sites, reporter=reporter, on_round=on_round))
+        else:
+            set_parameters(model, train_with_flower(experiment, engine, on_round))
     draw_accuracy(experiment.rounds, folder.accuracy_figure)
     reporter.begin("model and plan")
     model.save(folder.model)
