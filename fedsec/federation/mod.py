@@ -138,10 +138,11 @@ def trust_path(context: Context) -> Path:
     """Return the path of this hospital's trust file.
 
     It comes from what the hospital itself sets: the node config of its SuperNode or its environment.
-    Messages and the run config come from the server and are not asked.
+    Messages and the run config come from the server and are not asked. In a simulation, where all hospitals
+    have one environment, it may name a folder with everyone's files, in the order of the partition ids.
 
     Raises:
-        UsageError: When neither names a file.
+        UsageError: When neither names a file, or a folder has none for this partition id.
     """
     path = context.node_config.get(TRUST_NODE_KEY) or os.environ.get(TRUST_VARIABLE)
     if not path:
@@ -149,7 +150,19 @@ def trust_path(context: Context) -> Path:
             f"no trust file: expected its path in the node config as '{TRUST_NODE_KEY}' or in the "
             f"environment variable {TRUST_VARIABLE}; without one nothing is trained or sent"
         )
-    return Path(str(path)).resolve()
+    found = Path(str(path)).resolve()
+    return _file_of(found, context.node_config.get("partition-id")) if found.is_dir() else found
+
+
+def _file_of(folder: Path, partition: object) -> Path:
+    """Return the trust file of a simulated hospital."""
+    files = sorted(folder.glob("*.toml"))
+    if not isinstance(partition, int) or not 0 <= partition < len(files):
+        raise UsageError(
+            f"{folder} has {len(files)} trust files, and this hospital's partition-id is {partition}; outside"
+            " of a simulation name the one file of this hospital"
+        )
+    return files[partition]
 
 
 @dataclass(frozen=True, slots=True)

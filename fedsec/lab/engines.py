@@ -30,6 +30,8 @@ START_S = 120.0
 """Seconds until the first round begins, and ten more for each hospital."""
 _SLACK_S = 120.0
 _APPS = "fedsec.lab.flower_apps"
+TRUST_VARIABLE = "FEDSEC_TRUST"
+"""As in ``fedsec.federation.mod``, which would load Flower here."""
 _LOOK_S = 0.1
 
 
@@ -72,7 +74,10 @@ def train_with_flower(
     app = write_app(
         handover.folder / "app", "fedsec-scenario", client=f"{_APPS}:client", server=f"{_APPS}:server"
     )
-    with Flower(handover.folder, folder.logs, {RUN_VARIABLE: str(folder.path)}) as flower:
+    paths = {RUN_VARIABLE: str(folder.path)}
+    if engine == "ray":
+        paths[TRUST_VARIABLE] = str(folder.path / "keys" / "trust")
+    with Flower(handover.folder, folder.logs, paths) as flower:
         if engine == "ray":
             reporter.begin("Flower's simulation engine")
             flower.start_superlink(simulation=True)

@@ -3,8 +3,7 @@
 Flower loads :data:`client` and :data:`server` by name. What they need they find by paths that each site
 sets for itself and nobody sends: the server's process by the environment variable ``FEDSEC_RUN``, the folder
 of the run; a hospital's by its node config, ``fedsec-run`` (a folder with ``scenario.toml``) and
-``fedsec-trust`` (its trust file). A simulation has no node configs, so its hospitals find both in the folder
-of the run, which holds everyone's keys as it does for the engine in one process.
+``fedsec-trust`` (its trust file). A simulation has no node configs: ``FEDSEC_TRUST`` is a folder there.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from fedsec.cluster.keys import SERVER, numbered
 from fedsec.errors import DeadlineError, FedsecError, UsageError
 from fedsec.federation.apps import PARAMETERS
 from fedsec.federation.grid import DropEachRound, PromptGrid
-from fedsec.federation.mod import TRUST_NODE_KEY, TRUST_VARIABLE, secure_aggregation
+from fedsec.federation.mod import secure_aggregation
 from fedsec.lab.experiment import log_to
 from fedsec.lab.handover import RUN_NODE_KEY, RUN_VARIABLE, Handover
 from fedsec.lab.participants import central_app, hospital_app, secured
@@ -43,17 +42,6 @@ _LOOK_S = 0.5
 # The hospitals' side.
 
 
-def _find_trust_file(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Give a simulated hospital the trust file of its number; a real one has its own."""
-    run = os.environ.get(RUN_VARIABLE)
-    if run and TRUST_NODE_KEY not in context.node_config and TRUST_VARIABLE not in os.environ:
-        names = numbered("hospital", _scenario(run).hospitals.count)
-        name = names[int(context.node_config["partition-id"])]
-        path = RunFolder(Path(run)).path / "keys" / "trust" / f"{name}.toml"
-        context.node_config = {**context.node_config, TRUST_NODE_KEY: str(path)}
-    return call_next(message, context)
-
-
 def _vanish(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Be one of those that the scenario lets vanish in this round."""
     scenario = _scenario(_run_of(context))
@@ -65,7 +53,7 @@ def _vanish(message: Message, context: Context, call_next: ClientAppCallable) ->
     return call_next(message, context)
 
 
-client = ClientApp(mods=[_vanish, _find_trust_file, secure_aggregation])
+client = ClientApp(mods=[_vanish, secure_aggregation])
 """The hospitals' app: what the scenario says, with the secure mod before it."""
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
-from fedsec.errors import PeerLostError, ProtocolError, RangeError, TrustError
+from fedsec.errors import PeerLostError, ProtocolError, RangeError, TrustError, UsageError
+from fedsec.federation.mod import trust_path
 from fedsec.federation.plan import RoundPlan
 from fedsec.transport import ClusterFile, Role
 
@@ -125,6 +127,26 @@ def test_trust_from_the_environment(paper: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("FEDSEC_TRUST", str(paper.trust))
     status, _ = answer(paper.mod(paper.message(content, announcement), context, app([])))
     assert status == "stored"
+
+
+def test_in_a_simulation_the_environment_names_a_folder_with_everyones_trust_files(
+    tmp_path: Path, paper: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "trust"
+    folder.mkdir()
+    for name in ("hospital-10", "hospital-02", "hospital-00"):
+        (folder / f"{name}.toml").write_bytes(paper.trust.read_bytes())
+    monkeypatch.setenv("FEDSEC_TRUST", str(folder))
+    context = paper.context()
+    del context.node_config["fedsec-trust"]
+
+    for partition, name in enumerate(("hospital-00", "hospital-02", "hospital-10")):
+        context.node_config["partition-id"] = partition
+        assert trust_path(context) == folder / f"{name}.toml"
+    for partition in (3, -1, None):
+        context.node_config["partition-id"] = partition
+        with pytest.raises(UsageError, match="has 3 trust files"):
+            trust_path(context)
 
 
 def test_threat_49_the_run_config_and_the_message_cannot_name_the_trust_file(paper: Any) -> None:
