@@ -181,6 +181,22 @@ class Aggregator:
             if round_ is not None and isinstance(error, RoundAbortedError | StateError):
                 round_.stop(f"aggregator '{outgoing.peer}' ended the round: {error}")
 
+    # For the rounds whose sum stays in shares.
+
+    def round(self, round_id: RoundId) -> Round:
+        """Return a round that was announced here.
+
+        Raises:
+            ProtocolError: It was not.
+        """
+        with self.lock:
+            return self._find(round_id)
+
+    def active(self) -> list[Round]:
+        """Return the rounds that are not final."""
+        with self.lock:
+            return list(self._rounds.values())
+
     # Handlers, under the lock.
 
     def _announce(self, peer: Peer, message: Announce) -> tuple[Announced, bytes]:

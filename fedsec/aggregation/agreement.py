@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,22 @@ def included_set(announcement: Announcement, lists: Mapping[str, ListStatement])
         else:
             included.append(entries[0])
     return IncludedSet(included, excluded)
+
+
+def without_other_models(found: IncludedSet, models: Mapping[str, bytes]) -> IncludedSet:
+    """Leave out the uploads of a sealed round that were trained from another model than most.
+
+    Args:
+        found: The included set so far.
+        models: The tag of each hospital's model; empty for a round that is not sealed.
+    """
+    counts = Counter(models.get(one.hospital, b"") for one in found.included)
+    # Of two tags that are equally frequent the smaller one, so that all aggregators take the same.
+    chosen = max(sorted(counts), key=lambda tag: counts[tag], default=b"")
+    kept = [one for one in found.included if models.get(one.hospital, b"") == chosen]
+    others = {one.hospital for one in found.included} - {one.hospital for one in kept}
+    excluded = [*found.excluded, *(ExcludedUpload(name, "other_model") for name in others)]
+    return IncludedSet(kept, sorted(excluded, key=lambda one: one.hospital))
 
 
 def check_statement(announcement: Announcement, statement: ListStatement | SetStatement) -> None:

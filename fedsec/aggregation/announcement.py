@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsec.aggregation.encoding import ArraySpec, Encoding, Layout, MetricSpec
+from fedsec.aggregation.sealed import Sealed, sealed_faults
 from fedsec.aggregation.signing import DIGEST_BYTES, PUBLIC_KEY_BYTES, Signer, digest, sign
 from fedsec.errors import ProtocolError, UsageError
 from fedsec.transport.decoding import MALFORMED, decode_as
@@ -81,6 +82,7 @@ class Announcement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     encoding: Encoding
     minimum_cohort: int
     upload_seconds: float
+    sealed: Sealed | None = None
 
     @property
     def id(self) -> RoundId:
@@ -146,6 +148,7 @@ class Announcement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
         metric_names = [metric.name for metric in self.metrics]
         array_names = [spec.name for spec in self.arrays]
         return [
+            *sealed_faults(self),
             (
                 self.version != ANNOUNCEMENT_VERSION,
                 f"version {self.version}, expected {ANNOUNCEMENT_VERSION}",

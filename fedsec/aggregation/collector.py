@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
+from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 
 from fedsec.aggregation.agreement import leaves
 from fedsec.aggregation.announcement import Announcement, sign_announcement
 from fedsec.aggregation.checksum import Checksum
-from fedsec.aggregation.context import commitment
-from fedsec.aggregation.encoding import Floats, decode_sum
+from fedsec.aggregation.encoding import DecodedSum, Floats, decode_sum
 from fedsec.aggregation.links import Links, TlsLinks
 from fedsec.aggregation.merkle import root
 from fedsec.aggregation.messages import (
-    NONCE_BYTES,
     Announce,
     Announced,
     CloseUploads,
@@ -29,6 +28,9 @@ from fedsec.aggregation.messages import (
     SumShare,
 )
 from fedsec.aggregation.receipts import check_statements
+from fedsec.aggregation.sealed_collect import send_initial, why_not_stored
+from fedsec.aggregation.sealed_plan import plan_division
+from fedsec.aggregation.sealed_sum import opened_words, server_part_bytes
 from fedsec.aggregation.signing import Signer
 from fedsec.errors import FedsecError, ProtocolError, RoundAbortedError, UsageError
 from fedsec.ring import RingArray
@@ -43,13 +45,16 @@ class RoundResult:
     """What a round opened.
 
     Attributes:
-        arrays: The weighted mean update, float64, in announced order; empty in an evaluation round.
+        arrays: The weighted mean update, float64, in announced order; empty in evaluation and sealed rounds.
         total_weight: The sum of the weights.
         metrics: The weighted mean of each metric.
         included: The hospitals in the sum, sorted.
         excluded: Why each other hospital of the roster is not: "missing", "incomplete", "inconsistent".
         error_bound: The largest possible error of an element of ``arrays`` from rounding.
-        words: The opened sum itself, ring elements, without the checksum word.
+        words: The opened sum itself, ring elements, without the checksum word; of a sealed sum only those of
+            the weight and the metrics.
+        state: The number of the sealed state that the round made; None when it made none.
+        not_sealed: Why a sealed training round made no state: its update is thrown away. Empty otherwise.
     """
 
     arrays: tuple[Floats, ...]
@@ -59,6 +64,8 @@ class RoundResult:
     excluded: dict[str, str]
     error_bound: float
     words: RingArray = field(repr=False)
+    state: int | None = None
+    not_sealed: str = ""
 
     @property
     def included_count(self) -> int:
@@ -109,8 +116,18 @@ class Collector:
         """Close every connection."""
         self._links.close()
 
-    def announce(self, announcement: Announcement, deadline: Deadline) -> Signed:
+    def announce(
+        self,
+        announcement: Announcement,
+        deadline: Deadline,
+        arrays: Sequence[npt.NDArray[Any]] | None = None,
+    ) -> Signed:
         """Sign an announcement and open the round at every aggregator, before any hospital hears of it.
+
+        Args:
+            announcement: The round.
+            deadline: When to give up.
+            arrays: The announced arrays, for a sealed round that begins from them.
 
         Returns:
             The bytes and signature for the hospitals.
@@ -125,6 +142,7 @@ class Collector:
             reply, _ = self._links.call(member.name, Announce(signed), Announced, deadline=deadline)
             if reply.digest != digest:
                 raise ProtocolError(f"'{member.name}' opened another announcement than the one sent")
+        send_initial(self._links, announcement, arrays, deadline)
         return signed
 
     def collect(self, announcement: Announcement, deadline: Deadline) -> RoundResult:
@@ -145,7 +163,11 @@ class Collector:
                 message = CloseUploads(announcement.id)
                 self._links.call(member.name, message, Received, deadline=deadline)
             replies = [self._share(announcement, one.name, deadline) for one in announcement.aggregators]
-            return _open(announcement, replies)
+            result = _open(announcement, replies)
+            if announcement.sealed is None or announcement.phase != "train":
+                return result
+            why = why_not_stored(self._links, announcement, deadline)
+            return replace(result, state=None if why else announcement.round, not_sealed=why)
         finally:
             # Good or bad, the outcome is known: nobody needs the shares any longer.
             self._finish(announcement)
@@ -153,7 +175,7 @@ class Collector:
     def _share(
         self, announcement: Announcement, aggregator: str, deadline: Deadline
     ) -> tuple[SumShare, bytearray]:
-        size = NONCE_BYTES + announcement.layout.vector_bytes
+        size = server_part_bytes(announcement)
         message = CollectSum(announcement.id)
         while True:
             reply, body = self._links.call(
@@ -178,35 +200,41 @@ class Collector:
 def _open(announcement: Announcement, replies: Sequence[tuple[SumShare, bytearray]]) -> RoundResult:
     first = replies[0][0]
     statements = check_statements(announcement, first.statements)
-    key, layout = announcement.id.key, announcement.layout
+    layout, sealed = announcement.layout, announcement.sealed is not None
     names = tuple(one.hospital for one in first.included)
     known = {member.name for member in announcement.roster}
     shares = []
     for member, statement, (reply, body) in zip(announcement.aggregators, statements, replies, strict=True):
         _check_reply(announcement, statement, reply)
-        nonce, words = bytes(body[:NONCE_BYTES]), bytes(body[NONCE_BYTES:])
-        if commitment(key, member.name, nonce, words) != statement.commitment:
-            raise ProtocolError(
-                f"'{member.name}' sent another sum share than it had committed to: the round is void"
-            )
-        shares.append(np.frombuffer(words, dtype=layout.encoding.ring.dtype))
+        shares.append(opened_words(announcement, member.name, bytes(body), statement.commitment))
     if names != tuple(sorted(set(names))) or not set(names) <= known:
         raise ProtocolError("the included set is not sorted, or names a stranger: the round is void")
     total = additive.reconstruct(shares)
-    if Checksum(layout, announcement.digest).difference(total):
+    # Of a sealed sum the checksum word is not opened: it says something about the updates.
+    if not sealed and Checksum(layout, announcement.digest).difference(total):
         raise RoundAbortedError(
             "the opened sum contradicts its checksum word: an aggregator left the protocol"
         )
-    decoded = decode_sum(layout, total, len(names))
+    decoded = decode_sum(replace(layout, arrays=()) if sealed else layout, total, len(names))
     return RoundResult(
         arrays=decoded.arrays,
         total_weight=decoded.total_weight,
         metrics=decoded.metrics,
         included=names,
         excluded={one.hospital: one.reason for one in first.excluded},
-        error_bound=decoded.error_bound,
-        words=total[:-1],
+        error_bound=_error_bound(announcement, decoded, len(names)),
+        words=total if sealed else total[:-1],
     )
+
+
+def _error_bound(announcement: Announcement, decoded: DecodedSum, included: int) -> float:
+    """Return the largest error of an element of the mean, or of the change of a sealed model."""
+    sealed, arrays = announcement.sealed, announcement.layout.arrays
+    if sealed is None or not arrays:
+        return decoded.error_bound
+    encoding, weight = announcement.encoding, decoded.total_weight
+    rounding = encoding.error_bound_for(max(spec.clip for spec in arrays), included, weight)
+    return rounding + plan_division(encoding, arrays, weight, sealed.fraction_bits).error_bound
 
 
 def _check_reply(announcement: Announcement, statement: SetStatement, reply: SumShare) -> None:

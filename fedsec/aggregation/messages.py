@@ -46,7 +46,8 @@ class UploadHeader(_Part, frozen=True, array_like=True, forbid_unknown_fields=Tr
     """What a hospital signs: the same header goes to every aggregator.
 
     ``digests[j]`` is the blinded digest of the part of ``recipients[j]``; ``proof`` is empty until there are
-    validity proofs.
+    validity proofs. ``model`` is a tag, under the hospitals' common secret, of the sealed model that was
+    trained; empty in rounds that are not sealed.
     """
 
     version: int
@@ -58,6 +59,7 @@ class UploadHeader(_Part, frozen=True, array_like=True, forbid_unknown_fields=Tr
     digests: tuple[bytes, ...]
     encoding_version: int
     proof: bytes = b""
+    model: bytes = b""
 
 
 class ListEntry(_Part, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -107,7 +109,10 @@ class IncludedUpload(_Part, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 class ExcludedUpload(_Part, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A hospital of the roster that is not in the sum, and why: "missing", "incomplete" or "inconsistent"."""
+    """A hospital of the roster that is not in the sum, and why.
+
+    The reason is "missing", "incomplete", "inconsistent", or in a sealed round "other_model".
+    """
 
     hospital: str
     reason: str
@@ -197,6 +202,8 @@ class CollectSum(msgspec.Struct, frozen=True, tag="collect_sum", forbid_unknown_
 class SumShare(msgspec.Struct, frozen=True, tag="sum_share", forbid_unknown_fields=True):
     """Reply. When ``ready``, the body is nonce (32 bytes) || sum share; otherwise ask again.
 
+    In a sealed round the body is nonce || digest of the updates' part (32 bytes) || share of the weight and
+    the metrics.
     ``statements`` are the set statements of all aggregators in the announcement's order.
     """
 

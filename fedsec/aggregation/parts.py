@@ -57,13 +57,16 @@ def part_bytes(announcement: Announcement, hospital: str, aggregator: str) -> in
     return NONCE_BYTES + body
 
 
-def make_parts(announcement: Announcement, hospital: Signer, words: RingArray) -> UploadParts:
+def make_parts(
+    announcement: Announcement, hospital: Signer, words: RingArray, model: bytes = b""
+) -> UploadParts:
     """Share the encoded words among the aggregators of a round and sign the header.
 
     Args:
         announcement: The accepted announcement.
         hospital: Who signs; its name is in the roster.
         words: What :func:`~fedsec.aggregation.encoding.encode_update` returned.
+        model: The tag of the sealed model that was trained; empty when the round is not sealed.
     """
     digest = announcement.digest
     vector = Checksum(announcement.layout, digest).append(words)
@@ -83,6 +86,7 @@ def make_parts(announcement: Announcement, hospital: Signer, words: RingArray) -
         recipients=recipients,
         digests=tuple(part_digest(upload_id, name, [parts[name]], len(parts[name])) for name in recipients),
         encoding_version=ENCODING_VERSION,
+        model=model,
     )
     return UploadParts(upload_id, seal(hospital, header), parts)
 

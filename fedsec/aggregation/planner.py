@@ -190,7 +190,12 @@ class Layout:
     @property
     def payload_words(self) -> int:
         """Words before the checksum: updates, weight, metrics."""
-        return sum(spec.size for spec in self.arrays) + 1 + len(self.metrics)
+        return self.update_words + 1 + len(self.metrics)
+
+    @property
+    def update_words(self) -> int:
+        """Words of the updates, which stand first: all that stays in shares in a sealed round."""
+        return sum(spec.size for spec in self.arrays)
 
     @property
     def words(self) -> int:

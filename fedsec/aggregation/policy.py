@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fedsec.aggregation.announcement import SIGNATURE_LABEL, Announcement, decode_announcement
 from fedsec.aggregation.messages import Signed
+from fedsec.aggregation.sealed import REVEAL_TO
 from fedsec.aggregation.signing import check_signature
 from fedsec.errors import TrustError
 
@@ -24,6 +25,7 @@ class Policy:
         collect_s: How long an agreed sum share waits for the server before it is erased.
         longest_upload_s: Longest time a round may stay open for uploads.
         most_rounds: Most rounds that are not final at one time.
+        reveal_to: Who may have the average: what it serves must be among them.
     """
 
     server: bytes
@@ -34,6 +36,7 @@ class Policy:
     collect_s: float = 600.0
     longest_upload_s: float = 24 * 3600.0
     most_rounds: int = 64
+    reveal_to: tuple[str, ...] = REVEAL_TO
 
     def check(self, me: str, signed: Signed) -> Announcement:
         """Check a signed announcement against the pinned keys and limits.
@@ -60,8 +63,11 @@ class Policy:
             # Any n-1 may collude, of all that the operators agreed on and not of those the server picks.
             text = f"aggregators {left_out} are left out of {announcement.id}; the round is refused"
             raise TrustError(f"'{me}' takes part only with all aggregators of its cluster file: {text}")
-        if announcement.reveal_to != "server" or announcement.recipient.public_key != self.server:
+        if announcement.recipient.public_key != self.server:
             raise TrustError(f"'{me}' sends its sum share to the pinned server only; the round is refused")
+        if announcement.reveal_to not in self.reveal_to:
+            text = f"reveal_to '{announcement.reveal_to}' is none of those that '{me}' admits"
+            raise TrustError(f"{text} ({', '.join(self.reveal_to)}); the round is refused")
         if announcement.minimum_cohort < self.minimum_cohort:
             text = (
                 f"minimum_cohort {announcement.minimum_cohort} is below the {self.minimum_cohort} of '{me}'"

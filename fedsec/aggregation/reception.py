@@ -103,7 +103,8 @@ class Reception:
         checksum = round_.checksum_difference(header.hospital, digest)
         payload = stored_payload(header.round, header.upload_id, digest, self._me)
         signature = sign(self._context.signer, STORED_LABEL, payload)
-        round_.add_upload(ListEntry(header.hospital, header.upload_id, digest, checksum), signature)
+        entry = ListEntry(header.hospital, header.upload_id, digest, checksum)
+        round_.add_upload(entry, signature, header.model)
         return Stored(self._me, signature)
 
     def _stored(self, round_: Round, header: UploadHeader, digest: bytes) -> Stored | None:

@@ -13,17 +13,16 @@ away only in ``agreed`` and only to the recipient in the announcement. ``finishe
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Collection
 
 from fedsec.aggregation import merkle
-from fedsec.aggregation.agreement import included_set, leaves
+from fedsec.aggregation.agreement import included_set, leaves, without_other_models
 from fedsec.aggregation.announcement import Announcement
 from fedsec.aggregation.chain import NOTHING_SEEN
 from fedsec.aggregation.checksum import Checksum
-from fedsec.aggregation.context import Context, Outgoing, commitment
+from fedsec.aggregation.context import Context, Outgoing
 from fedsec.aggregation.messages import (
-    NONCE_BYTES,
+    IncludedUpload,
     ListEntry,
     ListStatement,
     Receipt,
@@ -33,6 +32,7 @@ from fedsec.aggregation.messages import (
     read,
 )
 from fedsec.aggregation.parts import PartFolder, sum_parts
+from fedsec.aggregation.sealed_sum import bind_sum, fresh_nonce, sealed_part, server_part
 from fedsec.aggregation.statements import ContradictionError, Statements
 from fedsec.aggregation.store import RoundRow, State
 from fedsec.errors import ProtocolError, RoundAbortedError, StateError, TrustError
@@ -78,11 +78,13 @@ class Round:
         if self.state is not State.OPEN:
             raise ProtocolError(f"{self.announcement.id} takes no more uploads: this one came too late")
 
-    def add_upload(self, entry: ListEntry, acknowledgement: bytes) -> None:
+    def add_upload(self, entry: ListEntry, acknowledgement: bytes, model: bytes = b"") -> None:
         """Store that a hospital's part is complete (its file is committed by the caller before)."""
         self.require_open()
         with self._context.store.transaction():
             self._context.store.add_upload(self.key, entry, acknowledgement)
+            if model:
+                self._context.store.add_model(self.key, entry.hospital, model)
 
     def ask_to_close(self) -> None:
         """Close the uploads now, as the server awaits no more; durable, or a crash would undo it."""
@@ -186,7 +188,21 @@ class Round:
             return SumShare(ready=False), b""
         store = self._context.store
         reply = SumShare(True, self._set_statements(), store.included(self.key), store.excluded(self.key))
-        return reply, self.folder.read_sum()
+        return reply, server_part(self.announcement, self._me, self.folder.read_sum())
+
+    def included(self) -> tuple[IncludedUpload, ...]:
+        """Return S once it is signed here."""
+        return self._context.store.included(self.key)
+
+    def update_share(self) -> tuple[RingArray, int]:
+        """Return this aggregator's share of an agreed sealed sum: the updates' words and the weight.
+
+        Raises:
+            ProtocolError: The round is not agreed, or ended meanwhile.
+        """
+        if self.announcement.sealed is None or self.state is not State.AGREED:
+            raise ProtocolError(f"{self.announcement.id} has no agreed sum that could stay in shares")
+        return sealed_part(self.announcement, self.folder.read_sum())
 
     def finish(self) -> None:
         """Erase the sum share of an agreed round; end one that is not agreed."""
@@ -233,14 +249,15 @@ class Round:
         found = included_set(
             self.announcement, {name: read(one, ListStatement) for name, one in lists.items()}
         )
+        found = without_other_models(found, self._context.store.models(self.key))
         cohort = max(self.announcement.minimum_cohort, self._context.policy.minimum_cohort)
         if len(found.included) < cohort:
             reasons = ", ".join(f"{one.hospital} {one.reason}" for one in found.excluded)
             self.abort(f"{len(found.included)} complete uploads, the minimum cohort is {cohort} ({reasons})")
             return
-        words, nonce = self._sum(found.included), secrets.token_bytes(NONCE_BYTES)
+        words, nonce = self._sum(found.included), fresh_nonce(self.announcement)
         self.folder.write_sum(nonce, words)
-        bound = commitment(self.key, self._me, nonce, words.tobytes())
+        bound = bind_sum(self.announcement, self._me, nonce, words.tobytes())
         root = found.root(self.key)
         statement = SetStatement(
             self.announcement.id, self.digest, self._me, len(found.included), root, bound, NOTHING_SEEN

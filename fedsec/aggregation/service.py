@@ -27,6 +27,7 @@ from fedsec.aggregation.messages import (
     UploadList,
 )
 from fedsec.aggregation.policy import Policy
+from fedsec.aggregation.sealed_rounds import SealedRounds
 from fedsec.errors import FedsecError, UsageError
 from fedsec.transport import ClusterFile, Deadline, Identity, Meter, Role
 from fedsec.transport.service import Call, Reply, Route
@@ -88,6 +89,10 @@ class AggregatorService:
         self.aggregator = Aggregator(identity, policy, state)
         peers = [endpoint for endpoint in cluster.parties if endpoint.name != identity.name]
         self._links = {peer.name: TlsLinks([peer], identity, meter) for peer in peers}
+        self._sealed = SealedRounds(
+            identity, cluster.parties, state, self.aggregator.round, wait_s=agreement_s, meter=meter
+        )
+        self._sealed.resume(self.aggregator.active())
         self._changed = threading.Condition()
         self._version = 0
         self._due = threading.Event()
@@ -108,6 +113,7 @@ class AggregatorService:
             Route(SetSignature, party, self._answer),
             Route(Hello, party, self._answer),
             Route(AbortRound, party, self._answer),
+            *self._sealed.routes(),
         ]
 
     def start(self) -> None:
@@ -124,6 +130,7 @@ class AggregatorService:
         self._notify()
         for links in self._links.values():
             links.interrupt()
+        self._sealed.stop()
         for thread in self._threads:
             thread.join(timeout=_SEND_S)
         for links in self._links.values():
@@ -144,7 +151,10 @@ class AggregatorService:
             version = self._version
             if not self.aggregator.greeted:
                 self._wait_for_change(version, left)
-        return self._answer(call)
+        self._sealed.check(call.message)
+        reply = self._answer(call)
+        self._sealed.announced(call.message)
+        return reply
 
     def _collect(self, call: Call) -> Reply:
         give_up = time.monotonic() + _COLLECT_WAIT_S
@@ -161,6 +171,7 @@ class AggregatorService:
             self._due.clear()
             try:
                 self.aggregator.advance()
+                self._sealed.look(self.aggregator.active())
                 nap = self.aggregator.next_deadline() - time.time()
             except Exception as error:
                 # Whatever it is (no memory, a full disk): without its clock no round would ever end.

@@ -27,6 +27,9 @@ CREATE TABLE IF NOT EXISTS uploads (
   round BLOB NOT NULL, hospital TEXT NOT NULL, upload_id BLOB NOT NULL, header_digest BLOB NOT NULL,
   checksum BLOB, signature BLOB NOT NULL, included INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (round, hospital), UNIQUE (hospital, upload_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS models (
+  round BLOB NOT NULL, hospital TEXT NOT NULL, tag BLOB NOT NULL,
+  PRIMARY KEY (round, hospital)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS excluded (
   round BLOB NOT NULL, hospital TEXT NOT NULL, reason TEXT NOT NULL,
   PRIMARY KEY (round, hospital)) WITHOUT ROWID;
@@ -195,6 +198,14 @@ class Store:
     def upload_id_used(self, hospital: str, upload_id: bytes) -> bool:
         """Tell whether a hospital used an upload id in any round; other hospitals' ids do not matter."""
         return bool(self._read("SELECT 1 FROM uploads WHERE hospital=? AND upload_id=?", hospital, upload_id))
+
+    def add_model(self, key: bytes, hospital: str, tag: bytes) -> None:
+        """Store which sealed model an upload was trained from, as its tag."""
+        self._write("INSERT INTO models VALUES (?, ?, ?)", key, hospital, tag)
+
+    def models(self, key: bytes) -> dict[str, bytes]:
+        """Return the tags of the models of a sealed round by hospital; none for other rounds."""
+        return dict(self._read("SELECT hospital, tag FROM models WHERE round=?", key))
 
     def set_included(self, key: bytes, included: list[ListEntry], excluded: list[ExcludedUpload]) -> None:
         """Store S and who is not in it."""

@@ -28,6 +28,7 @@ from fedsec.errors import TrustError, UsageError
 from fedsec.transport import Endpoint, toml
 
 TRUST_VERSION = 1
+SECRET_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,8 @@ class TrustFile:
         aggregators: Name, address and public key of each aggregator it may send shares to.
         roster: Public key of each hospital by name, its own among them.
         limits: What it admits.
+        secret: 32 bytes that all hospitals have and nobody else: they key the tags by which uploads over
+            different sealed models are told apart. Empty when the hospital takes part in no sealed rounds.
     """
 
     identity: Path
@@ -84,8 +87,13 @@ class TrustFile:
     aggregators: tuple[Endpoint, ...]
     roster: Mapping[str, bytes]
     limits: TrustLimits = field(default_factory=TrustLimits)
+    secret: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
+        if len(self.secret) not in {0, SECRET_BYTES}:
+            raise UsageError(
+                f"the hospitals' secret has {len(self.secret)} bytes, expected {SECRET_BYTES} or none"
+            )
         keys = [endpoint.public_key for endpoint in self.aggregators] + [self.server, *self.roster.values()]
         if any(len(key) != PUBLIC_KEY_BYTES for key in keys):
             raise UsageError("a public key in the trust file has no 32 bytes")
@@ -104,7 +112,7 @@ class TrustFile:
         path = Path(path)
         table = toml.read(path)
         keys = ("version", "identity", "state", "server", "limits", "aggregators", "roster")
-        toml.refuse_unknown(table, keys, str(path), required=keys)
+        toml.refuse_unknown(table, (*keys, "secret"), str(path), required=keys)
         if table["version"] != TRUST_VERSION:
             raise UsageError(
                 f"{path}: version {table['version']!r}, this fedsec reads version {TRUST_VERSION}"
@@ -117,12 +125,13 @@ class TrustFile:
                 aggregators=tuple(_endpoint(entry, path) for entry in table["aggregators"]),
                 roster={str(name): bytes.fromhex(key) for name, key in table["roster"].items()},
                 limits=_limits(table["limits"], path),
+                secret=bytes.fromhex(table.get("secret", "")),
             )
         except (TypeError, ValueError, AttributeError):
             raise UsageError(f"{path}: a value has a wrong type; keys are hexadecimal strings") from None
 
     def save(self, path: Path) -> None:
-        """Write the trust file, paths relative to its folder where they lie in it."""
+        """Write the trust file, mode 0600 with a secret; paths in its folder become relative to it."""
         path = Path(path)
         limits = {one.name: getattr(self.limits, one.name) for one in fields(TrustLimits)}
         aggregators = [
@@ -134,11 +143,12 @@ class TrustFile:
             "identity": _relative(self.identity, path.parent),
             "state": _relative(self.state, path.parent),
             "server": self.server.hex(),
+            **({"secret": self.secret.hex()} if self.secret else {}),
             "limits": limits,
             "roster": {name: key.hex() for name, key in sorted(self.roster.items())},
             "aggregators": aggregators,
         }
-        toml.write(path, table)
+        toml.write(path, table, mode=0o600 if self.secret else 0o644)
 
     def check(
         self,
@@ -166,6 +176,11 @@ class TrustFile:
         announcement = decode_announcement(payload)
         self._check_participants(announcement)
         self._check_limits(announcement)
+        if announcement.sealed is not None and not self.secret:
+            raise TrustError(
+                "the announced round is sealed and this trust file has no secret of the hospitals; nothing "
+                "was sent. Put the same 64 hex digits as `secret` into the trust file of every hospital"
+            )
         check_contents(announcement, arrays, config)
         return announcement
 

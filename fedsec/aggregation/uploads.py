@@ -14,6 +14,7 @@ from fedsec.aggregation.messages import (
     read,
     unseal,
 )
+from fedsec.aggregation.signing import DIGEST_BYTES
 from fedsec.errors import ProtocolError, TrustError
 from fedsec.transport import Peer
 
@@ -64,6 +65,7 @@ def check_header(announcement: Announcement, digest: bytes, peer: Peer, signed: 
         and all(is_digest(one) for one in header.digests)
         and len(header.upload_id) == UPLOAD_ID_BYTES
         and header.proof == b""
+        and len(header.model) == (0 if announcement.sealed is None else DIGEST_BYTES)
     )
     if not fits:
         raise ProtocolError(f"the upload header of '{peer.name}' has a field that does not fit this round")

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 from fedsec.aggregation.planner import WeightRule
-from fedsec.aggregation.trust import TrustFile, TrustLimits
+from fedsec.aggregation.sealed import REVEAL_TO
+from fedsec.aggregation.trust import SECRET_BYTES, TrustFile, TrustLimits
 from fedsec.cluster.certificates import Authority
 from fedsec.errors import UsageError
 from fedsec.transport import ClusterFile, Endpoint, Identity, PartyConfig, Role
@@ -222,6 +224,19 @@ def _trust_options(parser: argparse.ArgumentParser) -> None:
         choices=(32, 64),
         help="word sizes that are accepted; 32 by default",
     )
+    parser.add_argument(
+        "--reveal-to",
+        nargs="+",
+        default=list(limits.reveal_to),
+        choices=REVEAL_TO,
+        help="who may have the average: server by default; with hospitals or nobody it stays in shares",
+    )
+    parser.add_argument(
+        "--hospitals-secret",
+        type=Path,
+        metavar="FILE",
+        help="64 hex digits that all hospitals share and nobody else, made when missing; for sealed rounds",
+    )
 
 
 def _trust(options: argparse.Namespace) -> str:
@@ -247,9 +262,31 @@ def _trust(options: argparse.Namespace) -> str:
             ring_bits=tuple(options.ring_bits),
             weights=tuple(options.weights),
             metrics=dict(map(_metric, options.metric)) if options.metric else TrustLimits().metrics,
+            reveal_to=tuple(options.reveal_to),
         ),
+        secret=_secret(options.hospitals_secret, options.reveal_to),
     ).save(options.output)
     return f"made {options.output}; the hospital finds it through FEDSEC_TRUST={options.output}"
+
+
+def _secret(path: Path | None, reveal_to: list[str]) -> bytes:
+    """Read the hospitals' secret, or draw it into a new file that the others are to be given."""
+    if path is None:
+        if reveal_to != ["server"]:
+            raise UsageError(
+                "--reveal-to hospitals or nobody needs --hospitals-secret FILE, the same at every hospital"
+            )
+        return b""
+    try:
+        if not path.exists():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(os.urandom(SECRET_BYTES).hex() + "\n")
+        return bytes.fromhex(path.read_text(encoding="ascii").strip())
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path}: expected 64 hex digits that can be read ({type(error).__name__})"
+        ) from None
 
 
 def _described(identity: Identity) -> str:

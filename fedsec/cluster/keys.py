@@ -14,11 +14,12 @@ nothing else: in a deployment each organisation makes its own with ``fedsec keys
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedsec.aggregation.trust import TrustFile, TrustLimits
+from fedsec.aggregation.trust import SECRET_BYTES, TrustFile, TrustLimits
 from fedsec.cluster.certificates import Authority
 from fedsec.errors import UsageError
 from fedsec.transport.cluster_file import ClusterFile, Endpoint
@@ -141,6 +142,8 @@ def write_trust_files(
         cluster: Addresses and public keys; the server's must be among them.
         limits: What the hospitals admit; by default never fewer aggregators than there are.
 
+    The hospitals' common secret, which sealed rounds need, is drawn once and stays.
+
     Returns:
         The trust file of each hospital by name.
 
@@ -149,9 +152,9 @@ def write_trust_files(
     """
     if cluster.server is None:
         raise UsageError("expected the public key of the server in the cluster file: hospitals pin it")
-    paths = {}
+    paths = {name: keys.trust_file(name) for name in keys.hospitals}
+    secret = _common_secret(paths.values())
     for name in keys.hospitals:
-        paths[name] = keys.trust_file(name)
         paths[name].parent.mkdir(mode=0o700, exist_ok=True)
         state = keys.folder / "state" / name
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -162,5 +165,14 @@ def write_trust_files(
             aggregators=cluster.parties,
             roster=cluster.hospitals,
             limits=limits or TrustLimits(),
+            secret=secret,
         ).save(paths[name])
     return paths
+
+
+def _common_secret(paths: Iterable[Path]) -> bytes:
+    """Return the secret that an earlier start wrote, or a new one."""
+    for path in paths:
+        if path.is_file() and (known := TrustFile.load(path).secret):
+            return known
+    return os.urandom(SECRET_BYTES)

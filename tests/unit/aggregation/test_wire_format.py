@@ -33,6 +33,8 @@ ANNOUNCEMENT = Announcement(
 
 def pack(value):
     """MessagePack for what announcements hold, from the specification."""
+    if value is None:
+        return b"\xc0"
     if isinstance(value, bool):
         return b"\xc3" if value else b"\xc2"
     if isinstance(value, int):
@@ -65,6 +67,7 @@ def canonical():
         1, bytes(range(16)), 3, "train", member, [["x", bytes([4]) * 32], ["y", bytes([5]) * 32]],
         "rotate", "server", ["server", bytes([6]) * 32], [["kernel", "float32", [2, 3], 1.5]],
         [bytes([7]) * 32], config, [["loss", 0.0, 20.0]], [1, 32, "examples", 3, 1.5, 1000, 10.0], 2, 60.0,
+        None,
     ])  # fmt: skip
 
 
