@@ -42,8 +42,9 @@ START = {"kernel": np.full((4, 3), 0.25, np.float32), "bias": np.zeros(3, np.flo
 
 @dataclass
 class Site:
-    """Three aggregators at work, and where everyone's keys are."""
+    """Three aggregators at work, each with a folder of its own, and where everyone's keys are."""
 
+    folder: Path
     keys: LocalKeys
     cluster: ClusterFile
     services: list[AggregatorService]
@@ -75,7 +76,7 @@ def open_site(folder: Path) -> Site:
         server.start()
         services.append(service)
         servers.append(server)
-    return Site(keys, cluster, services, servers, trust)
+    return Site(folder, keys, cluster, services, servers, trust)
 
 
 def numbers(*key: object) -> np.random.Generator:
