@@ -9,6 +9,7 @@
         model.keras       the averaged model, plain Keras
         plan.json         the network as the computing parties know it: public
         weights.npz       its weights as float64: the owner's secret
+        sealed.json       instead of model and weights, where a model lies that nobody has: public
         model-id          under which parties hold the model and count its users' quotas
         cluster.toml      where the parties are, and the pinned keys
         keys/             of this run's local parties, hospitals, server, owner and user: mode 0700
@@ -111,6 +112,11 @@ class RunFolder:
     def weights(self) -> Path:
         """The weights that belong to the plan."""
         return self.path / "weights.npz"
+
+    @property
+    def sealed(self) -> Path:
+        """Where the state of a model lies that nobody has; such a run has neither model nor weights."""
+        return self.path / "sealed.json"
 
     @property
     def accuracy_figure(self) -> Path:

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from fedsec.errors import PeerLostError, ServiceEndedError, UsageError
 from fedsec.lab.rundir import RunFolder
+from fedsec.lab.sealed import load_sealed
 from fedsec.nn import Plan, Reveal, Weights, load_weights
 from fedsec.serving.messages import ID_BYTES, Mode, Status
 from fedsec.serving.owner import Owner
+from fedsec.serving.sealed import SealedModel
 from fedsec.transport import ClusterFile, Identity, Meter
 
 if TYPE_CHECKING:
@@ -65,7 +67,8 @@ class SharedModel:
     """A model of which each party holds shares; made by :func:`share`.
 
     The parameters stay in this process as well: the parties hold shares in memory only, so that their owner
-    has to share anew when one of them was lost.
+    has to share anew when one of them was lost. Those of a sealed model are nowhere but at the parties, who
+    keep its state on disk.
 
     Attributes:
         plan: The public plan: layers, shapes, proven ranges.
@@ -78,7 +81,7 @@ class SharedModel:
         self._cluster = cluster
         self._identity = identity
         self._model: bytes | None = None
-        self._weights: Weights = []
+        self._content: Weights | SealedModel = []
         self.offer = Offer()
         self._services: list[bytes] = []
 
@@ -87,10 +90,13 @@ class SharedModel:
         """Counts what the owner sent and received."""
         return self._owner.meter
 
-    def hand_out(self, weights: Weights, model_id: bytes | None = None) -> None:
-        """Give each party its shares of the parameters; :func:`share` has done so."""
-        self._model = self._owner.share(self.plan, weights, model_id=model_id)
-        self._weights = weights
+    def hand_out(self, content: Weights | SealedModel, model_id: bytes | None = None) -> None:
+        """Give each party its shares of the parameters, or name their sealed state; :func:`share` has."""
+        if isinstance(content, SealedModel):
+            self._model = self._owner.share_sealed(content, model_id=model_id)
+        else:
+            self._model = self._owner.share(self.plan, content, model_id=model_id)
+        self._content = content
 
     def clear(self) -> None:
         """End whatever the owner serves with these parties, and let them drop its models."""
@@ -160,7 +166,7 @@ class SharedModel:
         answered = max(self._owner.answered(service) for service in self._services)
         if self.offer.num_requests is not None and answered >= self.offer.num_requests:
             return None
-        self._owner.share(self.plan, self._weights, model_id=self._model)
+        self.hand_out(self._content, self._model)
         self._begin(answered)
         # Those before it are counted in it.
         del self._services[:-1]
@@ -191,7 +197,7 @@ class SharedModel:
         May be called twice. A party that is gone is no error: parties hold shares in memory only.
         """
         self._owner.close()
-        self._weights = []
+        self._content = []
         model, self._model = self._model, None
         if model is None:
             return
@@ -225,7 +231,8 @@ def share(
 
     Args:
         model: A Keras Sequential model, a ``.keras`` or ``.h5`` file, or the folder of a run. A run is
-            served from its plan, without loading TensorFlow.
+            served from its plan, without loading TensorFlow. Of a run with ``reveal_to = "nobody"`` the
+            parties take the model out of their own sealed states, so they must be those of the training.
         cluster: A running ``fedsec.Cluster``, or a cluster file whose parties run elsewhere.
         identity: The owner's identity; a ``fedsec.Cluster`` that made its own keys knows it.
         replace: End first whatever the owner serves with these parties, and let them drop its models: what
@@ -239,13 +246,13 @@ def share(
         UsageError: A file is missing, nobody said who the owner is, or the parties hold this run's model.
         TrustError, PeerLostError: A party is not the pinned one, or cannot be reached.
     """
-    plan, weights = plan_of(model)
+    plan, content = _content_of(model)
     file, own = _cluster(cluster, identity)
     shared = SharedModel(Owner(file.computing, own), plan, file, own)
     try:
         if replace:
             shared.clear()
-        shared.hand_out(weights, _model_id(model))
+        shared.hand_out(content, _model_id(model))
     except BaseException:
         shared.stop()
         raise
@@ -259,6 +266,16 @@ def _model_id(model: object) -> bytes | None:
     return None
 
 
+def _content_of(model: keras.Model | Path | str) -> tuple[Plan, Weights | SealedModel]:
+    """Return the plan of a model with its parameters, or with where they lie if nobody has them."""
+    if isinstance(model, Path | str) and Path(model).is_dir():
+        folder = RunFolder.open(model)
+        if folder.sealed.is_file():
+            sealed = load_sealed(folder)
+            return sealed.plan, sealed
+    return plan_of(model)
+
+
 def plan_of(model: keras.Model | Path | str) -> tuple[Plan, Weights]:
     """Return the plan of a model and its parameters in the plan's order.
 
@@ -267,10 +284,14 @@ def plan_of(model: keras.Model | Path | str) -> tuple[Plan, Weights]:
 
     Raises:
         UnsupportedModelError: A layer or a range cannot be served.
-        UsageError: A file is missing or is no model.
+        UsageError: A file is missing or is no model, or it is the run of a model that nobody has.
     """
     if isinstance(model, Path | str) and Path(model).is_dir():
         folder = RunFolder.open(model)
+        if folder.sealed.is_file():
+            raise UsageError(
+                f'{model} is a run with reveal_to = "nobody": its parameters are only at the parties'
+            )
         if not folder.plan.is_file():
             raise UsageError(f"{model} has no {folder.plan.name}: its training did not finish")
         plan = Plan.load(folder.plan)
