@@ -12,13 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsec.aggregation.announcement import Announcement, ConfigValue
-from fedsec.aggregation.encoding import encode_update
+from fedsec.aggregation.encoding import Floats, encode_update
 from fedsec.aggregation.encoding import saturate as saturated
 from fedsec.aggregation.hospital_state import HospitalState, Submitted
 from fedsec.aggregation.links import Links, TlsLinks
 from fedsec.aggregation.messages import GetReceipt, Receipt, Signed, Stored, Upload, header_digest
 from fedsec.aggregation.parts import UploadParts, make_parts
 from fedsec.aggregation.receipts import InclusionReceipt, check_acknowledgement, check_receipt
+from fedsec.aggregation.sealed import decode_model
+from fedsec.aggregation.sealed_model import fetch_model, model_tag
 from fedsec.aggregation.signing import Signer
 from fedsec.aggregation.trust import TrustFile
 from fedsec.errors import (
@@ -77,6 +79,7 @@ class HospitalClient:
         self._deadline: tuple[bytes, Deadline] | None = None
         self._pending: UploadParts | None = None
         self._sent = b""
+        self._model: tuple[bytes, bytes] | None = None
 
     def __enter__(self) -> HospitalClient:
         return self
@@ -169,7 +172,7 @@ class HospitalClient:
                 text = f"the {deadline.seconds:g} s for uploads to {announcement.id} were over"
                 raise DeadlineError(f"{text} before this one began: nothing was sent, it sits the round out")
             words = _encoded(announcement, update, num_examples, metrics, saturate=saturate)
-            parts = make_parts(announcement, self._identity, words)
+            parts = make_parts(announcement, self._identity, words, self._sealed_tag(announcement))
             known = Submitted(digest, parts.upload_id, header_digest(parts.header.payload))
             tag = self._update_tag(update) if announcement.phase == "train" else self._model_tag(announcement)
             self._state.record(announcement.id, known, tag)
@@ -182,6 +185,62 @@ class HospitalClient:
                 f"the upload of {announcement.id} was begun before a restart; train in the next round"
             )
         return known.upload_id
+
+    def sealed_model(
+        self, announcement: Announcement, arrays: Sequence[npt.NDArray[Any]], deadline: Deadline | None = None
+    ) -> list[Floats]:
+        """Return the model that a sealed round is about, put together from three parties' shares.
+
+        Call it between :meth:`accept` and :meth:`submit`. The update is what training changed of it.
+
+        Args:
+            announcement: What :meth:`accept` returned.
+            arrays: The arrays as they came: the initial parameters.
+            deadline: When to give up; 30 s by default.
+
+        Returns:
+            The parameters, float64, exactly those that every other hospital gets.
+
+        Raises:
+            UsageError: The round is not sealed.
+            TrustError, ProtocolError: A party refuses, or what came cannot be this model.
+            PeerLostError: A party cannot be reached; it is named.
+        """
+        sealed = announcement.sealed
+        if sealed is None:
+            raise UsageError(f"{announcement.id} is not sealed: its model is what the server sent")
+        words = fetch_model(
+            self._links, announcement, sealed.base, arrays, deadline or Deadline.after(RECEIPT_S)
+        )
+        self._model = (announcement.digest, model_tag(self._trust.secret, announcement, words))
+        return decode_model(words, announcement.arrays, sealed.fraction_bits)
+
+    def last_model(
+        self, announcement: Announcement, arrays: Sequence[npt.NDArray[Any]], deadline: Deadline | None = None
+    ) -> tuple[int, list[Floats]]:
+        """Return the number and the parameters of a sealed model's newest state.
+
+        Args:
+            announcement: The last training round that this hospital accepted.
+            arrays: The initial parameters.
+            deadline: When to give up; 30 s by default.
+
+        Raises:
+            TrustError: The newest state is closed, or the hospital is not in its roster.
+            PeerLostError: A party cannot be reached; it is named.
+        """
+        sealed = announcement.sealed
+        if sealed is None:
+            raise UsageError(f"{announcement.id} is not sealed: its model is what the server sends")
+        deadline = deadline or Deadline.after(RECEIPT_S)
+        number = announcement.round
+        try:
+            words = fetch_model(self._links, announcement, number, arrays, deadline)
+        except ProtocolError:
+            # The round ended without a new state at all three parties: the one before is the last.
+            number = sealed.base
+            words = fetch_model(self._links, announcement, number, arrays, deadline)
+        return number, decode_model(words, announcement.arrays, sealed.fraction_bits)
 
     def receipt(self, announcement: Announcement, deadline: Deadline | None = None) -> InclusionReceipt:
         """Ask whether this hospital's upload is in the sum and check the proof.
@@ -215,7 +274,20 @@ class HospitalClient:
         return self._state.tag("update", [array.tobytes() for array in arrays if array.any()])
 
     def _model_tag(self, announcement: Announcement) -> bytes:
+        sealed = announcement.sealed
+        if sealed is not None and sealed.base:
+            # Its arrays are the initial ones in every round; the state that is evaluated has this name.
+            return self._state.tag(
+                "sealed evaluation", [announcement.session + sealed.base.to_bytes(4, "big")]
+            )
         return self._state.tag("evaluation", announcement.array_digests)
+
+    def _sealed_tag(self, announcement: Announcement) -> bytes:
+        if announcement.sealed is None:
+            return b""
+        if self._model is None or self._model[0] != announcement.digest:
+            raise UsageError(f"{announcement.id} is sealed; call sealed_model() and train what it returns")
+        return self._model[1]
 
     def _upload_deadline(self, announcement: Announcement) -> Deadline:
         if self._deadline is not None and self._deadline[0] == announcement.digest:

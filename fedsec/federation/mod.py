@@ -17,7 +17,7 @@ import os
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -65,6 +65,7 @@ class SecureAggregationMod:
         self._clients: dict[Path, HospitalClient] = {}
         self._meters: dict[Path, Meter] = {}
         self._uploaded: dict[Path, Announcement] = {}
+        self._sealed: dict[Path, tuple[Announcement, _Order]] = {}
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Answer one message of the ServerApp.
@@ -92,6 +93,27 @@ class SecureAggregationMod:
         """Return, by trust file, the meter of each hospital that this process has served."""
         return dict(self._meters)
 
+    def last_sealed(self, trust: Path) -> tuple[int, dict[str, npt.NDArray[np.generic]]]:
+        """Return the newest state of the sealed model that a hospital of this process trained.
+
+        Args:
+            trust: The hospital's trust file.
+
+        Returns:
+            The number of the round that made it, and its arrays by name.
+
+        Raises:
+            UsageError: This hospital took part in no sealed round here.
+            TrustError: The state is closed: nobody may have it.
+            PeerLostError: A party cannot be reached; it is named.
+        """
+        path = Path(trust).resolve()
+        if path not in self._sealed:
+            raise UsageError(f"the hospital of {path} took part in no sealed round of this process")
+        announcement, order = self._sealed[path]
+        number, model = self._client(path).last_model(announcement, list(order.arrays.values()))
+        return number, order.as_given(model)
+
     def close(self) -> None:
         """Ask for the receipts of the last uploads, then close the connections of every client."""
         deadline = Deadline.after(RECEIPT_S)
@@ -111,6 +133,10 @@ class SecureAggregationMod:
         order.check(announcement)
         if path in self._uploaded and self._uploaded[path].id != announcement.id:
             self._check_receipt(path, Deadline.after(RECEIPT_S))
+        if announcement.sealed is not None:
+            if announcement.phase == "train":
+                self._sealed[path] = (announcement, order)
+            order = order.about(client.sealed_model(announcement, list(order.arrays.values())))
         return _Task(path, client, order, announcement)
 
     def _check_receipt(self, path: Path, deadline: Deadline) -> None:
@@ -209,6 +235,22 @@ class _Order:
             config=config_items(content.config_records, context.run_config, weighted_by),
             content=plain_content(name, arrays, content.config_records),
         )
+
+    def as_given(self, model: list[npt.NDArray[np.float64]]) -> dict[str, npt.NDArray[np.generic]]:
+        """Return a sealed model's arrays under the names and with the dtypes of those that came."""
+        return {
+            name: new.astype(old.dtype) for (name, old), new in zip(self.arrays.items(), model, strict=True)
+        }
+
+    def about(self, model: list[npt.NDArray[np.float64]]) -> _Order:
+        """Return the same order about a sealed model: the app gets it in place of the arrays that came.
+
+        The update is taken from its exact parameters, not from what their dtype leaves of them.
+        """
+        (name,) = self.content.array_records
+        content = plain_content(name, self.as_given(model), self.content.config_records)
+        exact: dict[str, npt.NDArray[np.generic]] = dict(zip(self.arrays, model, strict=True))
+        return replace(self, arrays=exact, content=content)
 
     def check(self, announcement: Announcement) -> None:
         """Compare what the trust file's own check does not see: the phase and the names of the arrays."""

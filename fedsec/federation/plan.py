@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from fedsec.aggregation.announcement import (
     members,
 )
 from fedsec.aggregation.planner import ArraySpec, MetricSpec, WeightRule, plan_encoding
+from fedsec.aggregation.sealed import Sealed
 from fedsec.errors import UsageError
 from fedsec.transport import ClusterFile
 
@@ -53,6 +54,9 @@ class RoundPlan:
         collect_seconds: Time the aggregators have to agree and to answer once uploads are closed.
         train_metrics: Metrics of the training replies to average; others are dropped in the hospital.
         evaluate_metrics: The same for evaluation replies.
+        reveal_to: Who has the model: ``server``; ``hospitals``, then it stays in shares at three parties and
+            only hospitals put it together; ``nobody``, then the last average is never opened at all.
+        serves: With ``nobody``, the digest of the one plan under which the last state is served.
     """
 
     clip: float | Mapping[str, float] = 2.0
@@ -65,6 +69,8 @@ class RoundPlan:
     collect_seconds: float = 60.0
     train_metrics: Ranges = field(default_factory=dict)
     evaluate_metrics: Ranges = field(default_factory=dict)
+    reveal_to: Literal["server", "hospitals", "nobody"] = "server"
+    serves: bytes = b""
 
 
 def announce_round(
@@ -75,6 +81,7 @@ def announce_round(
     recipient: Member,
     arrays: Mapping[str, npt.NDArray[Any]],
     config: Mapping[str, ConfigValue],
+    sealed: Sealed | None = None,
 ) -> Announcement:
     """Return the announcement of one exchange, not yet signed.
 
@@ -85,6 +92,7 @@ def announce_round(
         recipient: Who gets the average: the Flower server.
         arrays: The parameters every hospital is sent, by announced name.
         config: Every config value the training code will see.
+        sealed: What makes the round sealed, if it is.
 
     Raises:
         UsageError: There is no array, one has no clip or a dtype that cannot be averaged, or a config value
@@ -95,11 +103,12 @@ def announce_round(
     clips = _clips(plan.clip, arrays)
     ranges = plan.train_metrics if round_id.phase == "train" else plan.evaluate_metrics
     encoding = plan_encoding(
-        len(roster),
+        # Sums of sealed rounds keep a bit free, so that they can be lifted into a larger ring.
+        len(roster) if sealed is None else 2 * len(roster),
         max(clips),
         plan.largest_weight,
         plan.smallest_mean_weight,
-        plan.ring_bits,
+        64 if sealed is not None and sealed.keep_closed else plan.ring_bits,
         weights=plan.weights,
     )
     return Announcement(
@@ -110,7 +119,7 @@ def announce_round(
         roster=roster,
         aggregators=members({party.name: party.public_key for party in cluster.parties}),
         vector_rule="rotate",
-        reveal_to="server",
+        reveal_to="server" if sealed is None else plan.reveal_to,
         recipient=recipient,
         arrays=tuple(
             ArraySpec(name, array.dtype.name, array.shape, clip)
@@ -122,6 +131,7 @@ def announce_round(
         encoding=encoding,
         minimum_cohort=plan.minimum_cohort,
         upload_seconds=float(plan.upload_seconds),
+        sealed=sealed,
     )
 
 

@@ -45,6 +45,7 @@ from fedsec.federation.records import (
     only_arrays,
     status_of,
 )
+from fedsec.federation.sealed import SealedModel, SealedRun
 from fedsec.transport import Deadline, Identity, Meter
 
 Phase = Literal["train", "evaluate"]
@@ -127,6 +128,12 @@ class SecureAggregation(Strategy):
         self._session = b""
         self._position = -1
         self._open: _OpenRound | None = None
+        self._sealed = SealedRun(self.plan, self._cluster, inner)
+
+    @property
+    def sealed(self) -> SealedModel | None:
+        """Where the model is when it stays in shares; None when ``plan.reveal_to`` is "server"."""
+        return self._sealed.last
 
     def close(self) -> None:
         """Close the connections to the aggregators."""
@@ -146,7 +153,11 @@ class SecureAggregation(Strategy):
 
         Aggregators keep a sum for a while after uploads close; a hospital that never answers Flower must
         not make the server come for it too late.
+
+        Raises:
+            UsageError: The model stays in shares, and ``evaluate_fn`` is to evaluate it here.
         """
+        self._sealed.begin(num_rounds, evaluated_here=evaluate_fn is not None)
         return super().start(
             grid,
             initial_arrays,
@@ -195,6 +206,8 @@ class SecureAggregation(Strategy):
         opened, result = self._collect("train", server_round, replies)
         if opened is None or result is None:
             return None, None
+        if opened.announcement.sealed is not None:
+            return self._initial_again(opened, server_round, result)
         averaged = ArrayRecord(
             {
                 name: Array(np.asarray(before + mean, dtype=_averaged_dtype(before.dtype)))
@@ -208,6 +221,9 @@ class SecureAggregation(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return the inner strategy's messages, if any, each with an announcement for metrics only."""
+        if self._sealed.active and not self._sealed.can_be_evaluated():
+            _log.info("evaluation round %d: the last model is closed, nobody evaluates it", server_round)
+            return []
         messages = self.inner.configure_evaluate(server_round, arrays, config, grid)
         return self._announce("evaluate", server_round, list(messages), grid)
 
@@ -232,7 +248,8 @@ class SecureAggregation(Strategy):
                 f"{type(self.inner).__name__} sends another content than one ArrayRecord and ConfigRecords"
             )
         opened = self._open_round(phase, server_round, messages[0], given)
-        signed = self._collector.announce(opened.announcement, Deadline.after(self.plan.collect_seconds))
+        deadline = Deadline.after(self.plan.collect_seconds)
+        signed = self._collector.announce(opened.announcement, deadline, list(opened.base.values()))
         ours = ConfigRecord(
             {
                 ANNOUNCEMENT_KEY: signed.payload,
@@ -272,9 +289,11 @@ class SecureAggregation(Strategy):
     ) -> _OpenRound:
         record_name, record = given
         base = {name: array.numpy() for name, array in record.items()}
+        round_id = RoundId(self._session_for(phase, server_round), server_round, phase)
         announcement = announce_round(
             self.plan,
-            RoundId(self._session_for(phase, server_round), server_round, phase),
+            round_id,
+            sealed=self._sealed.part_of(round_id),
             cluster=self._cluster,
             recipient=Member(self._identity.name, self._identity.public_key),
             arrays=dict(zip(array_names(record_name, record), base.values(), strict=True)),
@@ -310,6 +329,8 @@ class SecureAggregation(Strategy):
         except RoundAbortedError as error:
             aborted = str(error)
             _log.warning("%s round %d has no average, the model stays: %s", phase, server_round, error)
+        else:
+            aborted = self._noted(opened.announcement, result)
         _log.info("%s round %d: %d hospitals stored an upload", phase, server_round, statuses[STORED])
         self._report(
             SecureRound(
@@ -322,6 +343,24 @@ class SecureAggregation(Strategy):
             )
         )
         return opened, result
+
+    def _noted(self, announcement: Announcement, result: RoundResult) -> str:
+        """Note what came of a round for the sealed model, if there is one; return why it stays as it is."""
+        if announcement.sealed is None or announcement.phase != "train":
+            return ""
+        aborted = self._sealed.took(announcement.sealed, announcement.session, result)
+        if aborted:
+            _log.warning("train round %d: %s", announcement.round, aborted)
+        return aborted
+
+    def _initial_again(
+        self, opened: _OpenRound, server_round: int, result: RoundResult
+    ) -> tuple[ArrayRecord, MetricRecord | None]:
+        """Return the initial parameters, all that the ServerApp has of a sealed model, and the metrics."""
+        initial = ArrayRecord({name: Array(array) for name, array in opened.base.items()})
+        reply = one_reply(opened.order, (opened.record_name, initial), self._numbers(result))
+        _, metrics = self.inner.aggregate_train(server_round, [reply])
+        return initial, metrics
 
     def _report(self, done: SecureRound) -> None:
         if self._on_round is not None:
