@@ -68,7 +68,7 @@ def central_app(
     scenario: Scenario,
     mnist: Mnist,
     model: keras.Model,
-    strategy: SecureAggregation,
+    strategy: Strategy,
     on_round: Callable[[int, float, float], None] | None = None,
 ) -> ServerApp:
     """Return a scenario's ServerApp, which tests the averaged model on the first of the test images."""
