@@ -8,20 +8,19 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from fedsec.aggregation.announcement import Announcement, ConfigValue
-from fedsec.aggregation.encoding import Floats, encode_update
-from fedsec.aggregation.encoding import saturate as saturated
+from fedsec.aggregation.encoding import ClipReport, Floats, UpdateWords
 from fedsec.aggregation.hospital_state import HospitalState, Submitted
 from fedsec.aggregation.links import Links, TlsLinks
+from fedsec.aggregation.making import UploadParts, make_parts
 from fedsec.aggregation.messages import GetReceipt, Receipt, Signed, Stored, Upload, header_digest
-from fedsec.aggregation.parts import UploadParts, make_parts
 from fedsec.aggregation.receipts import InclusionReceipt, check_acknowledgement, check_receipt
 from fedsec.aggregation.sealed import decode_model
 from fedsec.aggregation.sealed_model import fetch_model, model_tag
 from fedsec.aggregation.signing import Signer
+from fedsec.aggregation.tags import UpdateTag
 from fedsec.aggregation.trust import TrustFile
 from fedsec.errors import (
     DeadlineError,
@@ -31,7 +30,6 @@ from fedsec.errors import (
     TrustError,
     UsageError,
 )
-from fedsec.ring import RingArray
 from fedsec.transport import Deadline, Identity, Meter
 
 RECEIPT_S = 30.0
@@ -138,6 +136,7 @@ class HospitalClient:
         num_examples: int,
         metrics: Mapping[str, float],
         *,
+        base: Sequence[npt.NDArray[Any]] | None = None,
         saturate: bool = False,
     ) -> bytes:
         """Encode and share an update and send each aggregator its part.
@@ -145,6 +144,8 @@ class HospitalClient:
         Args:
             announcement: What :meth:`accept` returned.
             update: One array an announced array, as training made it; empty in an evaluation round.
+            base: What training began with; ``update`` is then what it ended with, and the difference is
+                formed in float64 on the way.
             num_examples: The number of examples behind the update.
             metrics: Exactly the announced metrics.
             saturate: Bring finite values that are out of the announced ranges to their ends instead of
@@ -171,11 +172,15 @@ class HospitalClient:
                 # Said here: an aggregator that was never asked must not get the blame.
                 text = f"the {deadline.seconds:g} s for uploads to {announcement.id} were over"
                 raise DeadlineError(f"{text} before this one began: nothing was sent, it sits the round out")
-            words = _encoded(announcement, update, num_examples, metrics, saturate=saturate)
+            tag = UpdateTag(self._state.key)
+            words = UpdateWords(
+                announcement.layout, update, num_examples, metrics, base=base, saturate=saturate, hear=tag.add
+            )
             parts = make_parts(announcement, self._identity, words, self._sealed_tag(announcement))
+            _report(announcement, words.report)
             known = Submitted(digest, parts.upload_id, header_digest(parts.header.payload))
-            tag = self._update_tag(update) if announcement.phase == "train" else self._model_tag(announcement)
-            self._state.record(announcement.id, known, tag)
+            own = tag.digest() if announcement.phase == "train" else self._model_tag(announcement)
+            self._state.record(announcement.id, known, own)
             self._pending = parts
         if self._pending is not None and self._pending.upload_id == known.upload_id:
             self._send(announcement, self._pending, known, deadline)
@@ -264,15 +269,6 @@ class HospitalClient:
         self._state.add_receipt(announcement.id)
         return receipt
 
-    def _update_tag(self, update: Sequence[npt.NDArray[Any]]) -> bytes:
-        """Return the tag of an update as training made it.
-
-        Clips, weights, metrics, the order and the names of arrays, and arrays that did not change, are
-        the server's to choose and so are no part of it.
-        """
-        arrays = (np.asarray(array, dtype="<f8") + 0.0 for array in update)  # -0.0 becomes 0.0
-        return self._state.tag("update", [array.tobytes() for array in arrays if array.any()])
-
     def _model_tag(self, announcement: Announcement) -> bytes:
         sealed = announcement.sealed
         if sealed is not None and sealed.base:
@@ -321,18 +317,7 @@ class HospitalClient:
             time.sleep(_RECEIPT_POLL_S)
 
 
-def _encoded(
-    announcement: Announcement,
-    update: Sequence[npt.NDArray[Any]],
-    num_examples: int,
-    metrics: Mapping[str, float],
-    *,
-    saturate: bool,
-) -> RingArray:
-    if not saturate:
-        return encode_update(announcement.layout, update, num_examples, metrics)
-    update, num_examples, metrics, report = saturated(announcement.layout, update, num_examples, metrics)
+def _report(announcement: Announcement, report: ClipReport) -> None:
     if report.clipped:
         text = "%s: %d of %d values were out of the announced ranges and went out at their ends"
         _log.warning(text, announcement.id, report.clipped, report.total)
-    return encode_update(announcement.layout, update, num_examples, metrics)

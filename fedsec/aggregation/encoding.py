@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedsec.aggregation.checksum import PIECE_WORDS
 from fedsec.aggregation.planner import (
     COARSEST_ERROR,
     ENCODING_VERSION,
@@ -33,12 +34,12 @@ __all__ = [
     "Floats",
     "Layout",
     "MetricSpec",
+    "UpdateWords",
     "WeightRule",
     "clip_update",
     "decode_sum",
     "encode_update",
     "plan_encoding",
-    "saturate",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -79,43 +80,8 @@ def clip_update(
     return [_clip(array, spec.clip) for array, spec in zip(values, specs, strict=True)], report
 
 
-def saturate(
-    layout: Layout, update: Sequence[npt.NDArray[Any]], num_examples: int, metrics: Mapping[str, float]
-) -> tuple[list[Floats], int, dict[str, float], ClipReport]:
-    """Bring a contribution into the round's public ranges instead of refusing it.
-
-    The ranges come from the server, and whether a hospital is present is visible to it: a hospital that
-    stayed away whenever a private value lies outside an announced range would answer questions about it.
-
-    Returns:
-        The arguments of :func:`encode_update`, and the elements and metrics that changed. What is not
-        finite, or no count of examples, stays as it is: encoding refuses it whatever was announced.
-
-    Raises:
-        InputError: The number of arrays is not that of the layout.
-    """
-    arrays, report = clip_update(update, layout.arrays)
-    limited, changed = dict(metrics), 0
-    for spec in layout.metrics:
-        if math.isfinite(value := limited.get(spec.name, math.nan)):
-            limited[spec.name] = min(max(value, spec.low), spec.high)
-            changed += limited[spec.name] != value
-    largest, counted = layout.encoding.largest_weight, layout.encoding.weights != "equal"
-    heavy = counted and isinstance(num_examples, int | np.integer) and num_examples > largest
-    weight = largest if heavy else num_examples
-    total = report.total + len(layout.metrics) + 1
-    return arrays, weight, limited, ClipReport(clipped=report.clipped + changed + heavy, total=total)
-
-
-def _clip(array: Floats, clip: float) -> Floats:
-    limited: Floats = np.where(np.isfinite(array), np.clip(array, -clip, clip), array)
-    return limited
-
-
-def encode_update(
-    layout: Layout, update: Sequence[npt.NDArray[Any]], num_examples: int, metrics: Mapping[str, float]
-) -> RingArray:
-    """Encode one hospital's contribution, without the checksum word.
+class UpdateWords:
+    """One hospital's contribution, without the checksum word, made piece by piece.
 
     The product with the weight is formed in float64 and rounded once, half to even.
 
@@ -124,27 +90,150 @@ def encode_update(
         update: One array a spec, same shapes, every value finite and within the spec's clip.
         num_examples: The number of examples, 1 to the largest weight of the plan.
         metrics: Exactly the metrics of the layout, each within its range.
+        base: What training began with, one array a spec; the update is then ``update - base``, in float64.
+        saturate: Bring finite values that are out of their ranges to their ends instead of refusing them.
+        hear: Gets every piece of the update as training made it (float64, without -0.0) with whether it
+            is other than zero, and None at the end of each array.
+
+    Attributes:
+        report: What was brought into the ranges, once all words are made.
+
+    Raises:
+        InputError: Names, shapes or dtypes differ from the layout.
+        RangeError: A metric or the number of examples is out of its range. Nothing was sent.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        update: Sequence[npt.NDArray[Any]],
+        num_examples: int,
+        metrics: Mapping[str, float],
+        *,
+        base: Sequence[npt.NDArray[Any]] | None = None,
+        saturate: bool = False,
+        hear: Callable[[Floats | None, bool], None] | None = None,
+    ) -> None:
+        if len(update) != len(layout.arrays) or len(base or update) != len(update):
+            count = len(layout.arrays)
+            msg = f"this round sums {count} arrays, the update has {len(update)}; nothing was sent"
+            raise InputError(msg)
+        self._layout, self._saturate, self._hear = layout, saturate, hear
+        self._pairs = [
+            # What a model holds may be truth values; a difference of them is a number.
+            (_flat(spec, array), None)
+            if base is None
+            else (_flat(spec, array, "b"), _flat(spec, base[index], "b"))
+            for index, (spec, array) in enumerate(zip(layout.arrays, update, strict=True))
+        ]
+        changed = 0
+        if saturate:
+            num_examples, metrics, changed = _saturated(layout, num_examples, metrics)
+        self._weight = layout.encoding.weight_of(num_examples)
+        self._metrics = _encode_metrics(layout.encoding, layout.metrics, metrics, self._weight)
+        self._piece: Floats = np.empty(PIECE_WORDS, dtype=np.float64)
+        total = sum(spec.size for spec in layout.arrays) + len(layout.metrics) + 1
+        self.report = ClipReport(clipped=changed, total=total if saturate else 0)
+
+    def fill(self, words: RingArray) -> Iterator[int]:
+        """Write the words from the front, and say after each piece how many are there.
+
+        Args:
+            words: Memory for ring elements, shape [payload_words].
+
+        Raises:
+            RangeError: A value is not finite or lies outside its range. Nothing was sent.
+        """
+        at = 0
+        for spec, (array, base) in zip(self._layout.arrays, self._pairs, strict=True):
+            factor = self._weight * self._layout.encoding.scale(spec.clip)
+            for start in range(0, array.size, PIECE_WORDS):
+                stop = min(start + PIECE_WORDS, array.size)
+                piece = self._difference(array, base, start, stop)
+                self._into_range(spec, piece, (array, base))
+                np.multiply(piece, factor, out=piece)
+                _round_into(words[at : at + piece.size], piece)
+                at += piece.size
+                yield at
+            if self._hear is not None:
+                self._hear(None, False)
+        words[at] = self._weight
+        words[at + 1 :] = self._metrics
+        yield words.size
+
+    def _difference(
+        self, array: npt.NDArray[Any], base: npt.NDArray[Any] | None, start: int, stop: int
+    ) -> Floats:
+        piece = self._piece[: stop - start]
+        if base is None:
+            np.copyto(piece, array[start:stop])
+        else:
+            with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, which fits no range
+                np.subtract(array[start:stop], base[start:stop], out=piece, dtype=np.float64)
+        return piece
+
+    def _into_range(
+        self, spec: ArraySpec, piece: Floats, whole: tuple[npt.NDArray[Any], npt.NDArray[Any] | None]
+    ) -> None:
+        # Minimum and maximum carry NaN along, which fits no range.
+        low, high = float(piece.min()), float(piece.max())
+        if self._hear is not None:
+            np.add(piece, 0.0, out=piece)  # -0.0 becomes 0.0
+            self._hear(piece, not low == high == 0.0)
+        if -spec.clip <= low and high <= spec.clip:
+            return
+        if not (self._saturate and math.isfinite(low) and math.isfinite(high)):
+            array, base = whole
+            values = array.astype(np.float64) - (0.0 if base is None else base.astype(np.float64))
+            _check_range(f"array '{spec.name}'", values, -spec.clip, spec.clip, only_finite=self._saturate)
+        outside = int(np.count_nonzero(np.abs(piece) > spec.clip))
+        np.clip(piece, -spec.clip, spec.clip, out=piece)
+        self.report = ClipReport(self.report.clipped + outside, self.report.total)
+
+
+def encode_update(
+    layout: Layout, update: Sequence[npt.NDArray[Any]], num_examples: int, metrics: Mapping[str, float]
+) -> RingArray:
+    """Encode one hospital's contribution in one go; see :class:`UpdateWords`.
 
     Returns:
         Ring elements of shape [layout.payload_words].
 
     Raises:
-        InputError: Names or shapes differ from the layout.
+        InputError: Names, shapes or dtypes differ from the layout.
         RangeError: A value is not finite or lies outside its range. Nothing was sent.
     """
-    encoding = layout.encoding
-    weight = encoding.weight_of(num_examples)
-    if len(update) != len(layout.arrays):
-        msg = f"this round sums {len(layout.arrays)} arrays, the update has {len(update)}; nothing was sent"
-        raise InputError(msg)
-    words: RingArray = np.empty(layout.payload_words, dtype=encoding.ring.dtype)
-    at = 0
-    for spec, array in zip(layout.arrays, update, strict=True):
-        words[at : at + spec.size] = _encode_array(encoding, spec, array, weight)
-        at += spec.size
-    words[at] = weight
-    words[at + 1 :] = _encode_metrics(encoding, layout.metrics, metrics, weight)
+    words: RingArray = np.empty(layout.payload_words, dtype=layout.encoding.ring.dtype)
+    for _ in UpdateWords(layout, update, num_examples, metrics).fill(words):
+        pass
     return words
+
+
+def _saturated(
+    layout: Layout, num_examples: int, metrics: Mapping[str, float]
+) -> tuple[int, dict[str, float], int]:
+    """Bring the number of examples and the metrics into the round's public ranges.
+
+    The ranges come from the server, and whether a hospital is present is visible to it: a hospital that
+    stayed away whenever a private value lies outside an announced range would answer questions about it.
+
+    Returns:
+        Number and metrics, and how many of them changed. What is not finite, or no count of examples, stays
+        as it is: encoding refuses it whatever was announced.
+    """
+    limited, changed = dict(metrics), 0
+    for spec in layout.metrics:
+        if math.isfinite(value := limited.get(spec.name, math.nan)):
+            limited[spec.name] = min(max(value, spec.low), spec.high)
+            changed += limited[spec.name] != value
+    largest, counted = layout.encoding.largest_weight, layout.encoding.weights != "equal"
+    heavy = counted and isinstance(num_examples, int | np.integer) and num_examples > largest
+    return (largest if heavy else num_examples), limited, changed + heavy
+
+
+def _clip(array: Floats, clip: float) -> Floats:
+    limited: Floats = np.where(np.isfinite(array), np.clip(array, -clip, clip), array)
+    return limited
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,17 +297,15 @@ def _mean(
     return mean
 
 
-def _encode_array(encoding: Encoding, spec: ArraySpec, array: npt.NDArray[Any], weight: int) -> RingArray:
+def _flat(spec: ArraySpec, array: npt.NDArray[Any], kinds: str = "") -> npt.NDArray[Any]:
     values = np.asarray(array)
     if values.shape != spec.shape:
         msg = f"array '{spec.name}' should have shape {spec.shape}, got {values.shape}; nothing was sent"
         raise InputError(msg)
-    if values.dtype.kind not in "fiu":
+    if values.dtype.kind not in "fiu" + kinds:
         msg = f"array '{spec.name}' has dtype {values.dtype}, expected numbers; nothing was sent"
         raise InputError(msg)
-    flat = values.astype(np.float64).ravel()
-    _check_range(f"array '{spec.name}'", flat, -spec.clip, spec.clip)
-    return _to_words(encoding, flat * (weight * encoding.scale(spec.clip)))
+    return values.reshape(-1)
 
 
 def _encode_metrics(
@@ -233,20 +320,25 @@ def _encode_metrics(
         value = np.array([metrics[spec.name]], dtype=np.float64)
         _check_range(f"metric '{spec.name}'", value, spec.low, spec.high)
         values[index] = value[0] * (weight * encoding.scale(spec.clip))
-    return _to_words(encoding, values)
+    words: RingArray = np.empty(len(specs), dtype=encoding.ring.dtype)
+    _round_into(words, values)
+    return words
 
 
-def _check_range(what: str, values: Floats, low: float, high: float) -> None:
+def _check_range(what: str, values: Floats, low: float, high: float, *, only_finite: bool = False) -> None:
     if not np.isfinite(values).all():
         msg = f"{what} holds NaN or infinity; nothing was sent"
         raise RangeError(msg)
+    if only_finite:
+        return
     if values.size and (float(values.min()) < low or float(values.max()) > high):
         outside = int(np.count_nonzero((values < low) | (values > high)))
         msg = f"{what} has {outside} of {values.size} values outside {low}..{high}; nothing was sent"
         raise RangeError(msg)
 
 
-def _to_words(encoding: Encoding, scaled: Floats) -> RingArray:
+def _round_into(words: RingArray, scaled: Floats) -> None:
+    """Write rounded products as ring elements; ``scaled`` is used up."""
     # Rounding twice in float64 can exceed the largest word by an ulp; it never exceeds it after rint.
-    whole = np.rint(scaled, out=scaled).astype(np.int64)
-    return whole.astype(encoding.ring.dtype)
+    np.rint(scaled, out=scaled)
+    np.copyto(signed(words), scaled, casting="unsafe")

@@ -42,6 +42,9 @@ class HospitalState:
     Args:
         folder: The state folder of the trust file, made when missing (mode 0700).
 
+    Attributes:
+        key: 32 random bytes of this hospital, which never leave it.
+
     Raises:
         StateError: The folder cannot be used.
     """
@@ -57,7 +60,7 @@ class HospitalState:
                 self._db.execute(f"PRAGMA {pragma}")
             self._db.executescript(_SCHEMA)
             self._db.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (secrets.token_bytes(32),))
-            (self._key,) = self._db.execute("SELECT key FROM secret").fetchone()
+            (self.key,) = self._db.execute("SELECT key FROM secret").fetchone()
 
     def close(self) -> None:
         """Close the database."""
@@ -104,8 +107,8 @@ class HospitalState:
 
         The order is left out because it is the server's to choose: another one must not make another tag.
         """
-        digests = sorted(hmac.digest(self._key, content, "sha256") for content in contents)
-        return hmac.digest(self._key, b"\0".join([purpose.encode(), *digests]), "sha256")
+        digests = sorted(hmac.digest(self.key, content, "sha256") for content in contents)
+        return hmac.digest(self.key, b"\0".join([purpose.encode(), *digests]), "sha256")
 
     def used(self, round_id: RoundId, tag: bytes) -> bool:
         """Tell whether something with this tag went out under another round id, in any session."""

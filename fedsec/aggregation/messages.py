@@ -17,9 +17,10 @@ from fedsec.aggregation.signing import (
     DIGEST_BYTES,
     SIGNATURE_BYTES,
     Buffer,
+    Hash,
     Signer,
+    begin_digest,
     check_signature,
-    digest_stream,
     sign,
 )
 from fedsec.errors import ProtocolError
@@ -301,7 +302,15 @@ def part_digest(upload_id: bytes, recipient: str, chunks: Iterable[Buffer], size
         chunks: nonce || body in pieces.
         size: Bytes of nonce and body together.
     """
-    return digest_stream("part", (upload_id, recipient.encode()), chunks, size)
+    state = begin_part_digest(upload_id, recipient, size)
+    for chunk in chunks:
+        state.update(chunk)
+    return state.digest()
+
+
+def begin_part_digest(upload_id: bytes, recipient: str, size: int) -> Hash:
+    """Return the hash state of :func:`part_digest` that waits for the chunks."""
+    return begin_digest("part", (upload_id, recipient.encode()), size)
 
 
 def stored_payload(round_id: RoundId, upload_id: bytes, header: bytes, aggregator: str) -> bytes:

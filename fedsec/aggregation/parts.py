@@ -1,9 +1,4 @@
-"""The parts of an upload: how a hospital makes them, how an aggregator keeps them on disk and sums them.
-
-A part is nonce (32 bytes) || body, the body being the vector for one aggregator and a 32-byte seed for the
-others. Digests of parts are blinded by the nonce: a plain digest of the vector would let n-1 aggregators
-test guesses of the update.
-"""
+"""The parts of uploads at an aggregator: on disk, and summed. How a hospital makes them is in ``making``."""
 
 from __future__ import annotations
 
@@ -13,41 +8,34 @@ import secrets
 import shutil
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from fedsec.aggregation.announcement import Announcement
-from fedsec.aggregation.checksum import Checksum
-from fedsec.aggregation.encoding import ENCODING_VERSION, Layout
-from fedsec.aggregation.messages import (
-    HEADER_VERSION,
-    NONCE_BYTES,
-    UPLOAD_ID_BYTES,
-    Signed,
-    UploadHeader,
-    part_digest,
-    seal,
-)
-from fedsec.aggregation.signing import Buffer, Signer
+from fedsec.aggregation.encoding import Layout
+from fedsec.aggregation.making import UploadParts, make_parts
+from fedsec.aggregation.messages import NONCE_BYTES
+from fedsec.aggregation.signing import Buffer
 from fedsec.errors import ProtocolError, StateError
 from fedsec.ring import RingArray, ring_of
 from fedsec.sharing import compressed
 
+__all__ = [
+    "CHUNK_BYTES",
+    "PartFolder",
+    "PartWriter",
+    "UploadParts",
+    "erase_folder",
+    "make_parts",
+    "part_bytes",
+    "sum_parts",
+]
+
 CHUNK_BYTES = 1 << 20
 _ERASED = ".erased"
 _ERASE_ATTEMPTS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class UploadParts:
-    """Everything a hospital sends in one round; a retry sends the same object again."""
-
-    upload_id: bytes
-    header: Signed
-    parts: dict[str, bytes] = field(repr=False)
 
 
 def part_bytes(announcement: Announcement, hospital: str, aggregator: str) -> int:
@@ -55,40 +43,6 @@ def part_bytes(announcement: Announcement, hospital: str, aggregator: str) -> in
     holds_vector = announcement.vector_holder(hospital) == aggregator
     body = announcement.layout.vector_bytes if holds_vector else compressed.SEED_BYTES
     return NONCE_BYTES + body
-
-
-def make_parts(
-    announcement: Announcement, hospital: Signer, words: RingArray, model: bytes = b""
-) -> UploadParts:
-    """Share the encoded words among the aggregators of a round and sign the header.
-
-    Args:
-        announcement: The accepted announcement.
-        hospital: Who signs; its name is in the roster.
-        words: What :func:`~fedsec.aggregation.encoding.encode_update` returned.
-        model: The tag of the sealed model that was trained; empty when the round is not sealed.
-    """
-    digest = announcement.digest
-    vector = Checksum(announcement.layout, digest).append(words)
-    holder = announcement.vector_holder(hospital.name)
-    recipients = tuple(member.name for member in announcement.aggregators)
-    seeds = {name: secrets.token_bytes(compressed.SEED_BYTES) for name in recipients if name != holder}
-    full = compressed.share_compressed(vector, list(seeds.values()))
-    bodies = {**seeds, holder: full.tobytes()}
-    parts = {name: secrets.token_bytes(NONCE_BYTES) + bodies[name] for name in recipients}
-    upload_id = secrets.token_bytes(UPLOAD_ID_BYTES)
-    header = UploadHeader(
-        version=HEADER_VERSION,
-        round=announcement.id,
-        announcement=digest,
-        upload_id=upload_id,
-        hospital=hospital.name,
-        recipients=recipients,
-        digests=tuple(part_digest(upload_id, name, [parts[name]], len(parts[name])) for name in recipients),
-        encoding_version=ENCODING_VERSION,
-        model=model,
-    )
-    return UploadParts(upload_id, seal(hospital, header), parts)
 
 
 class PartWriter:

@@ -20,6 +20,16 @@ SIGNATURE_BYTES = 64
 PUBLIC_KEY_BYTES = 32
 
 
+class Hash(Protocol):
+    """A hash that is fed piece by piece."""
+
+    def update(self, data: Buffer, /) -> None:
+        """Take the next bytes."""
+
+    def digest(self) -> bytes:
+        """Return the hash of all bytes so far."""
+
+
 class Signer(Protocol):
     """What the aggregation needs of an identity: a name, a public key and an Ed25519 signature."""
 
@@ -49,14 +59,20 @@ def digest_stream(label: str, fields: Sequence[Buffer], chunks: Iterable[Buffer]
         chunks: The pieces of the last field.
         size: The total number of bytes in ``chunks``.
     """
+    state = begin_digest(label, fields, size)
+    for chunk in chunks:
+        state.update(chunk)
+    return state.digest()
+
+
+def begin_digest(label: str, fields: Sequence[Buffer], size: int) -> Hash:
+    """Return the hash state of :func:`digest_stream` that waits for the chunks."""
     state = hashlib.sha256()
     for field in (PROTOCOL + label.encode(), *fields):
         state.update(len(field).to_bytes(8, "big"))
         state.update(field)
     state.update(size.to_bytes(8, "big"))
-    for chunk in chunks:
-        state.update(chunk)
-    return state.digest()
+    return state
 
 
 def sign(signer: Signer, label: str, payload: bytes) -> bytes:

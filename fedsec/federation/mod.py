@@ -274,8 +274,9 @@ class _Task:
         """Train or evaluate, share what came out and return the upload id."""
         reply = call_next(self._plain(message), context)
         result = _Result.read(reply, self.order, self.announcement)
+        base = list(self.order.arrays.values()) if self.announcement.phase == "train" else None
         return self.client.submit(
-            self.announcement, result.update, result.num_examples, result.metrics, saturate=True
+            self.announcement, result.trained, result.num_examples, result.metrics, base=base, saturate=True
         )
 
     def _plain(self, message: Message) -> Message:
@@ -305,7 +306,7 @@ class _Task:
 class _Result:
     """What the training code returned, in the announcement's order."""
 
-    update: list[npt.NDArray[np.float64]]
+    trained: list[npt.NDArray[np.generic]]
     num_examples: int
     metrics: dict[str, float]
 
@@ -319,30 +320,30 @@ class _Result:
         num_examples = values.get(order.weighted_by)
         if isinstance(num_examples, bool) or not isinstance(num_examples, int):
             raise InputError(f"expected the metric '{order.weighted_by}' as an integer; nothing was sent")
-        update = []
+        trained = []
         if announcement.phase == "train":
-            update = _update(_only(reply.content.array_records, "ArrayRecord"), order.arrays)
+            trained = _trained(_only(reply.content.array_records, "ArrayRecord"), order.arrays)
         return cls(
-            update=update,
+            trained=trained,
             num_examples=num_examples,
             metrics={spec.name: _metric(values, spec.name) for spec in announcement.metrics},
         )
 
 
-def _update(
+def _trained(
     record: ArrayRecord, before: Mapping[str, npt.NDArray[np.generic]]
-) -> list[npt.NDArray[np.float64]]:
+) -> list[npt.NDArray[np.generic]]:
     if record.keys() != before.keys():
         raise InputError("the app returned arrays of other names than it was given; nothing was sent")
-    update = []
+    trained = []
     for name, old in before.items():
         new = record[name].numpy()
         if new.shape != old.shape:
             raise InputError(
                 f"array '{name}': expected shape {old.shape} as given, got {new.shape}; nothing was sent"
             )
-        update.append(new.astype(np.float64) - old.astype(np.float64))
-    return update
+        trained.append(new)
+    return trained
 
 
 def _metric(values: Mapping[str, object], name: str) -> float:

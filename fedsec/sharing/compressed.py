@@ -39,22 +39,39 @@ def share_compressed(secret: RingArray, seeds: Sequence[bytes]) -> RingArray:
     Security: v and any n-2 seeds, or all n-1 seeds, say nothing about the secret. Two equal seeds would leave
     the lowest bit of every element without a mask, since m + m is even; they are refused (threat 3).
     """
-    check_parties(len(seeds) + 1)
-    if len(set(seeds)) != len(seeds):
-        raise UsageError(
-            "two of the seeds are equal, which would undo their masks; draw each with fresh_key()"
-        )
     vector = np.array(secret, order="C")
-    flat = vector.reshape(-1)
-    ring = ring_of(vector)
-    piece = np.empty(min(flat.size, _PIECE_BYTES // ring.element_bytes), dtype=ring.dtype)
-    for stream in [_stream(seed, ring) for seed in seeds]:
-        for start in range(0, flat.size, max(1, piece.size)):
-            target = flat[start : start + piece.size]
-            mask = piece[: target.size]
-            stream.fill(mask)
-            target -= mask
+    Masks(seeds, ring_of(vector)).take_off(vector.reshape(-1))
     return vector
+
+
+class Masks:
+    """Makes the vector holder's share in place, piece by piece, from the front; see ``share_compressed``.
+
+    Args:
+        seeds: One seed for each other party, 1 to 6.
+        ring: Ring of the secret.
+
+    Raises:
+        UsageError: There are not 1 to 6 seeds, one has a wrong length, or two are equal.
+    """
+
+    def __init__(self, seeds: Sequence[bytes], ring: Ring) -> None:
+        check_parties(len(seeds) + 1)
+        if len(set(seeds)) != len(seeds):
+            raise UsageError(
+                "two of the seeds are equal, which would undo their masks; draw each with fresh_key()"
+            )
+        self._streams = [_stream(seed, ring) for seed in seeds]
+        self._mask = np.empty(_PIECE_BYTES // ring.element_bytes, dtype=ring.dtype)
+
+    def take_off(self, words: RingArray) -> None:
+        """Subtract the next elements of every expanded seed from ``words``, shape [any], in place."""
+        for start in range(0, words.size, self._mask.size):
+            piece = words[start : start + self._mask.size]
+            mask = self._mask[: piece.size]
+            for stream in self._streams:
+                stream.fill(mask)
+                np.subtract(piece, mask, out=piece)
 
 
 def expand(seed: bytes, size: int, ring: Ring = RING64) -> RingArray:

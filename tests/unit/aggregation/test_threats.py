@@ -682,8 +682,8 @@ def test_threat_03_nothing_is_drawn_twice(world):
         parts = parts_of(world, announcement, world.hospitals[0], contribution(0))
         fresh = [
             parts.upload_id,
-            *(part[:32] for part in parts.parts.values()),
-            *(p[32:64] for p in parts.parts.values()),
+            *(bytes(part[:32]) for part in parts.parts.values()),
+            *(bytes(p[32:64]) for p in parts.parts.values()),
         ]
         assert not seen & set(fresh)
         seen |= set(fresh)

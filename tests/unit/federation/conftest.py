@@ -77,9 +77,13 @@ class PaperClient:
         num_examples: int,
         metrics: dict[str, float],
         *,
+        base: list[Any] | None = None,
         saturate: bool = False,
     ) -> bytes:
         assert saturate, "the mod lets a private value decide whether the hospital is there"
+        if base is not None:
+            pairs = zip(update, base, strict=True)
+            update = [new.astype(np.float64) - old.astype(np.float64) for new, old in pairs]
         if self.failure is not None:
             raise self.failure
         self.submitted.append((announcement, update, num_examples, metrics))
