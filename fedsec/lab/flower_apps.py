@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 from flwr.app import Context, Error, Message
@@ -43,7 +42,7 @@ _LOOK_S = 0.5
 
 
 def _vanish(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Be one of those that the scenario lets vanish in this round."""
+    """Be one of those that the scenario lets vanish in this round: nothing is trained or uploaded."""
     scenario = _scenario(_run_of(context))
     hospitals = scenario.hospitals
     drops = DropEachRound(hospitals.dropped_each_round, hospitals.count, scenario.seed)
@@ -53,8 +52,8 @@ def _vanish(message: Message, context: Context, call_next: ClientAppCallable) ->
     return call_next(message, context)
 
 
-client = ClientApp(mods=[_vanish, secure_aggregation])
-"""The hospitals' app: what the scenario says, with the secure mod before it."""
+client = ClientApp(mods=[secure_aggregation, _vanish])
+"""The hospitals' app: what the scenario says, behind the secure mod."""
 
 
 @client.train()
@@ -95,7 +94,7 @@ server = ServerApp()
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     """Run all rounds, and leave in the run's folder what came out."""
-    folder = RunFolder(Path(os.environ[RUN_VARIABLE]))
+    folder = _run_folder()
     outcome = {"error": FedsecError.__name__, "text": "the server's app failed; its log says where"}
     try:
         with log_to(folder.logs / "server.log", "fedsec"):
@@ -106,6 +105,20 @@ def main(grid: Grid, context: Context) -> None:
         raise
     finally:
         Handover(folder.path).end(outcome)
+
+
+def _run_folder() -> RunFolder:
+    """Return the folder of the run; on a server of its own somebody made it with three files in it."""
+    run = os.environ.get(RUN_VARIABLE)
+    if not run:
+        raise UsageError(
+            "no run: expected the folder with scenario.toml, cluster.toml and keys/server.pem in the"
+            f" environment variable {RUN_VARIABLE} of the SuperLink"
+        )
+    folder = RunFolder.open(run)
+    for made in (folder.logs, Handover(folder.path).folder):
+        made.mkdir(exist_ok=True)
+    return folder
 
 
 def _run_rounds(folder: RunFolder, grid: Grid, context: Context) -> None:

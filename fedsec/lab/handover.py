@@ -64,4 +64,7 @@ class Handover:
         """Raise the error with which the server ended, if it did."""
         outcome = json.loads(self._outcome.read_text(encoding="utf-8"))
         if outcome:
-            raise getattr(errors, outcome["error"], FedsecError)(outcome["text"])
+            named = getattr(errors, outcome["error"], None)
+            if isinstance(named, type) and issubclass(named, FedsecError):
+                raise named(outcome["text"])
+            raise FedsecError(outcome["text"])

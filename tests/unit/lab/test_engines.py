@@ -1,0 +1,125 @@
+"""Engines: what is refused before anything starts, what the processes hand over, and the apps themselves."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsec.cli.main import main
+from fedsec.errors import FedsecError, RoundAbortedError
+from fedsec.lab.engines import ENGINES, MOST_SUPERNODES, _traffic
+from fedsec.lab.handover import Handover
+from fedsec.lab.result import RoundReport
+from fedsec.transport import MeterReading
+
+ROOT = Path(__file__).resolve().parents[3]
+SCENARIO = str(ROOT / "scenarios" / "ten-equal-hospitals")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["run", SCENARIO, *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    return err
+
+
+def test_without_ray_its_engine_says_what_to_install_and_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else find(name))
+
+    assert "pip install 'fedsec[ray]'" in refused(capsys, "--engine", "ray")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deployment_too_large_for_one_machine_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = f"hospitals.count={MOST_SUPERNODES + 1}"
+
+    assert f"at most {MOST_SUPERNODES} hospitals" in refused(capsys, "--engine", "deployment", "--set", sizes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_that_is_none_is_answered_with_all_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["run", SCENARIO, "--engine", "rays"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert all(f"'{engine}'" in said for engine in ENGINES)
+
+
+def report(number: int, **changes: Any) -> RoundReport:
+    values = {
+        "round": number,
+        "accuracy": 0.5,
+        "loss": 1.0,
+        "included": 2,
+        "hospitals": 3,
+        "difference": None,
+        "error_bound": 1e-9,
+        "seconds": 2.5,
+        "statuses": {"stored": 2, "failed": 1},
+        "names": ("hospital-00", "hospital-02"),
+    }
+    return RoundReport(**{**values, **changes})
+
+
+def test_rounds_are_handed_over_one_by_one_and_never_by_half(tmp_path: Path) -> None:
+    (tmp_path / "flower").mkdir()
+    writer, reader = Handover(tmp_path), Handover(tmp_path)
+    assert reader.rounds(0) == []
+    writer.add_round(report(1))
+    writer.add_round(report(2, included=0, error_bound=None, aborted="too few", names=()))
+    with (tmp_path / "flower" / "rounds.jsonl").open("a") as file:
+        file.write('{"round": 3, "accu')
+
+    assert reader.rounds(0) == [
+        report(1),
+        report(2, included=0, error_bound=None, aborted="too few", names=()),
+    ]
+    assert [one.round for one in reader.rounds(1)] == [2]
+    assert reader.rounds(2) == []
+
+
+def test_the_end_is_handed_over_with_its_error(tmp_path: Path) -> None:
+    (tmp_path / "flower").mkdir()
+    handover = Handover(tmp_path)
+    assert not handover.ended
+    handover.end({"error": "RoundAbortedError", "text": "none of 2 rounds"})
+    assert handover.ended
+    with pytest.raises(RoundAbortedError, match="none of 2 rounds"):
+        handover.check()
+    # The class comes from a file: only ours are ever made from it.
+    for name in ("SystemExit", "Any", "__name__", "annotations"):
+        handover.end({"error": name, "text": "odd"})
+        with pytest.raises(FedsecError, match="odd"):
+            handover.check()
+    handover.end({})
+    handover.check()
+
+
+def test_bytes_of_processes_that_are_gone_are_what_the_parties_counted() -> None:
+    def reading(peers: dict[str, tuple[int, int, int, int]]) -> MeterReading:
+        return MeterReading(0, 0, 0, {}, peers)
+
+    traffic = _traffic(
+        {
+            "party-0": reading(
+                {"hospital-00": (1, 10, 2, 200), "server": (3, 30, 4, 400), "owner": (1, 1, 1, 1)}
+            ),
+            "party-1": reading({"hospital-01": (1, 7, 1, 70), "party-0": (9, 9, 9, 9)}),
+        }
+    )
+
+    assert traffic == {
+        "hospitals": Counter(sent_bytes=270, received_bytes=17),
+        "server": Counter(sent_bytes=400, received_bytes=30),
+    }
