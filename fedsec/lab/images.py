@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ SIDE = 28
 
 _LARGEST_SIDE = 4096
 """Larger pictures are refused before they are decoded."""
+
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error)
+"""What Pillow raises for files that are cut off or altered; which one depends on format and place."""
 
 Images = npt.NDArray[np.float32]
 
@@ -66,6 +70,6 @@ def _read(path: Path) -> npt.NDArray[np.uint8]:
             return np.asarray(grey if width == SIDE else grey.resize((SIDE, SIDE)), dtype=np.uint8)
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is not a picture that can be read; PNG and JPEG are") from error
-    except (OSError, Image.DecompressionBombError) as error:
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise InputError(f"{path} cannot be read as a picture: {reason or type(error).__name__}") from error

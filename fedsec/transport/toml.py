@@ -31,7 +31,8 @@ def read(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"expected a file at {path}, which cannot be read: {error.strerror}; check the path"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # No TOML, no UTF-8, a number of thousands of digits, or deep nesting.
         raise UsageError(f"expected TOML in {path}: {error}") from error
 
 

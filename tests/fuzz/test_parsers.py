@@ -1,0 +1,88 @@
+"""Whatever bytes come: readers take them or raise an error of ours, and allocate nothing they announce."""
+
+from __future__ import annotations
+
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedsec.errors import FedsecError
+
+# Test modules are no package here, so what several of them share is found by path.
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+
+from fuzz_seeds import spoilt_bytes, spoilt_lines, spoilt_trees
+from fuzz_targets import Target, close, every_target
+
+TARGETS = every_target()
+LONG = (b"\xc6\xff\xff\xff\xff", b"\xdb\x7f\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff",
+        b"\xc9\xff\xff\xff\xff\x01", b"\xff" * 8, b"\x7f" + b"\xff" * 7)  # fmt: skip
+"""Starts of what says it is long: MessagePack's texts, bytes, lists, tables, extensions; and plain sizes."""
+PLACES = 8
+MOST_BYTES = 8 << 20
+LONGEST_ERROR = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def targets_end() -> Iterator[None]:
+    yield
+    close()
+
+
+def read(target: Target, data: bytes) -> FedsecError | None:
+    try:
+        target.read(data)
+    except FedsecError as error:
+        return error
+    except Exception as error:
+        raise AssertionError(f"{target.name} read {data[:2000]!r}, and raised {error!r}") from error
+    return None
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_what_is_valid_is_taken(target: Target) -> None:
+    """Otherwise spoilt seeds would say little: the first check would refuse them all."""
+    refusals = [read(target, seed) for seed in target.seeds]
+    if target.needs:
+        assert "got another message" not in str(refusals[0])
+    else:
+        assert refusals == [None] * len(target.seeds)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_threat_38_spoilt_bytes_raise_errors_of_ours_only(target: Target) -> None:
+    strategies = [spoilt_bytes(list(target.seeds))]
+    if target.trees:
+        strategies += [spoilt_trees(list(target.trees)).map(target.encode)] * 3
+    if target.lines:
+        strategies += [spoilt_lines(list(target.seeds))] * 3
+
+    @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.one_of(strategies))
+    def spoil(data: bytes) -> None:
+        error = read(target, data)
+        assert len(str(error)) < LONGEST_ERROR
+
+    spoil()
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_threat_37_an_announced_length_is_not_allocated(target: Target) -> None:
+    seed = target.seeds[0]
+    step = max(1, len(seed) // PLACES)
+    spoilt = [seed[:at] + long + seed[at + 1 :] for at in range(0, len(seed) + 1, step) for long in LONG]
+    read(target, seed)
+    tracemalloc.start()
+    try:
+        for data in spoilt:
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            read(target, data)
+            assert tracemalloc.get_traced_memory()[1] - before < MOST_BYTES, data
+    finally:
+        tracemalloc.stop()
