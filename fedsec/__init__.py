@@ -9,6 +9,7 @@ TensorFlow nor Flower nor any of our own engine.
 ``Client``              asks for private predictions
 ``Scenario``            a whole experiment as data, from TOML
 ``run_scenario``        runs one and returns what was measured
+``make_private``        a Keras model whose ``fit`` is DP-SGD
 ``FedsecError``         the root of every exception raised on purpose
 ======================  =====================================================================
 """
@@ -23,18 +24,29 @@ if TYPE_CHECKING:
     from fedsec.errors import FedsecError
     from fedsec.lab.run import run_scenario
     from fedsec.lab.share import share
+    from fedsec.learning.private.model import make_private
     from fedsec.scenario.scenario import Scenario
     from fedsec.serving.client import Client
 
 __version__ = "0.1.0"
 
-__all__ = ["Client", "Cluster", "FedsecError", "Scenario", "__version__", "run_scenario", "share"]
+__all__ = [
+    "Client",
+    "Cluster",
+    "FedsecError",
+    "Scenario",
+    "__version__",
+    "make_private",
+    "run_scenario",
+    "share",
+]
 
 _HOMES = {
     "Client": "fedsec.serving.client",
     "Cluster": "fedsec.cluster.cluster",
     "FedsecError": "fedsec.errors",
     "Scenario": "fedsec.scenario.scenario",
+    "make_private": "fedsec.learning.private.model",
     "run_scenario": "fedsec.lab.run",
     "share": "fedsec.lab.share",
 }

@@ -1,0 +1,118 @@
+"""The sum of clipped per-example gradients, in one pass, and its plain twin, one example after the other.
+
+Source: Abadi et al. 2016, Deep learning with differential privacy, algorithm 1; Bu et al. 2023 for the pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fedsec.learning.backend import keras, tf
+from fedsec.learning.private.network import Network
+
+LossEach = Callable[[Any, Any], Any]
+"""From (labels, answers) to the loss of each example, shape [N]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What one pass takes.
+
+    Attributes:
+        x: Inputs, [N, ...].
+        y: Labels, [N, ...].
+        weights: 1 for an example that counts, 0 for one that fills the batch up; shape [N].
+    """
+
+    x: Any
+    y: Any
+    weights: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clipped:
+    """One batch's outcome.
+
+    Attributes:
+        gradients: For each trainable variable of the model, the sum of weight * clipped gradient.
+        losses: Of each example, shape [N].
+        answers: The model's, shape [N, ...].
+    """
+
+    gradients: list[Any]
+    losses: Any
+    answers: Any
+
+
+def clipped_sum(network: Network, loss_each: LossEach, batch: Batch, clip: float) -> Clipped:
+    """Return the sum of clipped gradients: one forward and one backward pass for the whole batch.
+
+    Args:
+        network: An examined model without ``uncovered``.
+        loss_each: The loss.
+        batch: Examples.
+        clip: Bound on the L2 norm of one example's gradient over all variables together.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        answers, uses = network.watched(batch.x, tape)
+        losses = loss_each(batch.y, answers)
+        total = tf.reduce_sum(losses)
+    behind = tape.gradient(total, [use.z for use in uses], unconnected_gradients="zero")
+    parts = [use.rule.gradients(use.layer, use.x, b) for use, b in zip(uses, behind, strict=True)]
+    norms = tf.sqrt(tf.add_n([squared for squared, _ in parts]))
+    factors = clip_factors(norms, batch.weights, clip)
+    found = {
+        id(variable): gradient
+        for use, (_, summed) in zip(uses, parts, strict=True)
+        for variable, gradient in zip(use.variables, summed(factors), strict=True)
+    }
+    return Clipped([found[id(variable)] for variable in network.model.trainable_variables], losses, answers)
+
+
+def clipped_one_by_one(network: Network, loss_each: LossEach, batch: Batch, clip: float) -> Clipped:
+    """Return the same as :func:`clipped_sum` for any model, with a pass for each example."""
+    model = network.model
+    variables = model.trainable_variables
+
+    def gradients_of(index: Any) -> tuple[list[Any], Any, Any]:
+        one_x, one_y = (
+            keras.tree.map_structure(lambda values: values[index : index + 1], part)
+            for part in (batch.x, batch.y)
+        )
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([variable.value for variable in variables])
+            answer = model(one_x, training=True)
+            loss = loss_each(one_y, answer)
+            total = tf.reduce_sum(loss)
+        gradients = tape.gradient(
+            total, [variable.value for variable in variables], unconnected_gradients="zero"
+        )
+        return [tf.convert_to_tensor(gradient) for gradient in gradients], loss[0], answer[0]
+
+    def step(index: Any, sums: Any, losses: Any, answers: Any) -> tuple[Any, ...]:
+        gradients, loss, answer = gradients_of(index)
+        norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in gradients]))
+        factor = clip_factors(norm, batch.weights[index], clip)
+        sums = [total + factor * gradient for total, gradient in zip(sums, gradients, strict=True)]
+        return index + 1, sums, losses.write(index, loss), answers.write(index, answer)
+
+    count = tf.shape(batch.weights)[0]
+    zeros = [tf.zeros(variable.shape, variable.dtype) for variable in variables]
+    losses = tf.TensorArray(batch.weights.dtype, count, element_shape=())
+    answers = tf.TensorArray(batch.weights.dtype, count, element_shape=model.outputs[0].shape[1:])
+    _, sums, losses, answers = tf.while_loop(
+        lambda index, *_: index < count, step, (tf.constant(0), zeros, losses, answers)
+    )
+    return Clipped(sums, losses.stack(), answers.stack())
+
+
+def clip_factors(norms: Any, weights: Any, clip: float) -> Any:
+    """Return weight * min(1, clip / norm); an example whose norm is not finite counts as nothing.
+
+    Without that one overflowing example would make the whole model not-a-number, which also tells of it.
+    """
+    tiny = tf.constant(1e-30, norms.dtype)
+    factors = tf.minimum(tf.ones_like(norms), tf.cast(clip, norms.dtype) / tf.maximum(norms, tiny))
+    return tf.where(tf.math.is_finite(norms), factors, tf.zeros_like(norms)) * weights
