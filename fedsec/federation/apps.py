@@ -79,13 +79,18 @@ class TrainingConfig:
 
 
 def client_app(
-    model: keras.Model, examples: Callable[[int], Examples], *, mods: Sequence[Mod] = ()
+    model: keras.Model,
+    examples: Callable[[int], Examples],
+    *,
+    evaluation: Callable[[int], Examples] | None = None,
+    mods: Sequence[Mod] = (),
 ) -> ClientApp:
     """Return a ClientApp that trains and evaluates ``model`` on a hospital's own examples.
 
     Args:
         model: A built Keras classifier; its parameters are overwritten.
         examples: Gives the examples of a partition id.
+        evaluation: Gives those on which it evaluates; the same when None.
         mods: Flower mods, the secure one first.
     """
     app = ClientApp(mods=list(mods))
@@ -106,7 +111,7 @@ def client_app(
 
     @app.evaluate()
     def evaluate_locally(message: Message, context: Context) -> Message:
-        images, labels = examples(int(context.node_config["partition-id"]))
+        images, labels = (evaluation or examples)(int(context.node_config["partition-id"]))
         loss, accuracy = evaluate(model, _parameters(message), images, labels)
         return _answer(message, len(labels), {"loss": loss, "accuracy": accuracy})
 
@@ -116,7 +121,7 @@ def client_app(
 def server_app(
     strategy: Strategy,
     model: keras.Model,
-    test: Examples,
+    test: Examples | None,
     *,
     rounds: int,
     training: TrainingConfig | None = None,
@@ -130,7 +135,8 @@ def server_app(
     Args:
         strategy: Any Flower strategy, secured or not.
         model: A built Keras classifier; its parameters at this moment are the initial ones.
-        test: Examples for the central evaluation before the first and after every round.
+        test: Examples for the central evaluation before the first and after every round; None for none, as
+            with a model that stays in shares.
         rounds: How many federated rounds.
         training: How hospitals train; the defaults when None.
         on_round: Called with (round, test loss, test accuracy), first for round 0.
@@ -139,7 +145,7 @@ def server_app(
     initial = ArrayRecord(model.get_weights())
 
     def central(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        loss, accuracy = evaluate(model, arrays.to_numpy_ndarrays(), *test)
+        loss, accuracy = evaluate(model, arrays.to_numpy_ndarrays(), *(test or ()))
         if on_round is not None:
             on_round(server_round, loss, accuracy)
         return MetricRecord({"loss": loss, "accuracy": accuracy})
@@ -151,7 +157,7 @@ def server_app(
             initial,
             num_rounds=rounds,
             train_config=(training or TrainingConfig()).record(),
-            evaluate_fn=central,
+            evaluate_fn=central if test is not None else None,
         )
         context.state[PARAMETERS] = result.arrays or initial
 

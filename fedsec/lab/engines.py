@@ -39,12 +39,17 @@ def check_engine(engine: Engine, scenario: Scenario) -> None:
     """Refuse, before anything starts, what cannot run here.
 
     Raises:
-        UsageError: Ray is not installed, or a deployment would be too large for one machine.
+        UsageError: Ray is not installed, a deployment would be too large for one machine, or the model is to
+            stay in shares.
     """
     if engine == "ray" and importlib.util.find_spec("ray") is None:
         raise UsageError(
             "the engine `ray` needs Flower's simulation engine, which is not installed: "
             "run `pip install 'fedsec[ray]'`, or take --engine in-process"
+        )
+    if engine != "in-process" and scenario.aggregation.reveal_to != "server":
+        raise UsageError(
+            f"aggregation.reveal_to = '{scenario.aggregation.reveal_to}' runs with --engine in-process only"
         )
     if engine == "deployment" and scenario.hospitals.count > MOST_SUPERNODES:
         raise UsageError(

@@ -128,7 +128,9 @@ def local_cluster(folder: RunFolder, scenario: Scenario, ports: Sequence[int] | 
             smallest_largest_weight=plan.largest_weight,
             largest_clip=settings.clip,
             smallest_clip=settings.clip,
-            ring_bits=(settings.ring_bits,),
+            # A model for nobody comes out of a last round in the larger ring.
+            ring_bits=(32, 64) if settings.reveal_to == "nobody" else (settings.ring_bits,),
+            reveal_to=(settings.reveal_to,),
             weights=(plan.weights,),
             metrics=plan.train_metrics,
         ),

@@ -28,12 +28,11 @@ def draw_accuracy(rounds: Sequence[RoundReport], path: Path) -> None:
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()
     numbers = [entry.round for entry in rounds]
-    axes.plot(numbers, [100 * entry.accuracy for entry in rounds], marker="o")
-    for entry in rounds:
+    measured = [(entry, 100 * entry.accuracy) for entry in rounds if entry.accuracy is not None]
+    axes.plot([entry.round for entry, _ in measured], [percent for _, percent in measured], marker="o")
+    for entry, percent in measured:
         label = f"{entry.included} of {entry.hospitals}"
-        axes.annotate(
-            label, (entry.round, 100 * entry.accuracy), (0, -14), textcoords="offset points", ha="center"
-        )
+        axes.annotate(label, (entry.round, percent), (0, -14), textcoords="offset points", ha="center")
     axes.margins(0.12, 0.2)
     axes.set(xticks=numbers, xlabel="round (hospitals in the sum)", ylabel="test accuracy, %")
     axes.grid(alpha=0.3)

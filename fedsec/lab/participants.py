@@ -31,18 +31,28 @@ def examples_of(scenario: Scenario, mnist: Mnist) -> Callable[[int], Examples]:
     return lambda hospital: (images[parts[hospital]], labels[parts[hospital]])
 
 
-def strategy_of(settings: StrategySettings) -> Strategy:
-    """Return Flower's strategy; there is no evaluation at the hospitals, the test images are the server's."""
+def test_examples_of(scenario: Scenario, mnist: Mnist) -> Callable[[int], Examples]:
+    """Return a function that gives each hospital its part of the test images, for when hospitals evaluate."""
+    count, hospitals = scenario.training.test_examples, scenario.hospitals.count
+    images, labels = pixels(mnist.test_images[:count]), mnist.test_labels[:count]
+    return lambda hospital: (images[hospital::hospitals], labels[hospital::hospitals])
+
+
+def strategy_of(settings: StrategySettings, fraction_evaluate: float = 0.0) -> Strategy:
+    """Return Flower's strategy; unless the hospitals evaluate, the test images are the server's."""
     if settings.name == "fedavgm":
-        return FedAvgM(fraction_evaluate=0.0, server_learning_rate=settings.server_learning_rate)
+        return FedAvgM(
+            fraction_evaluate=fraction_evaluate, server_learning_rate=settings.server_learning_rate
+        )
     if settings.name == "fedadam":
-        return FedAdam(fraction_evaluate=0.0, eta=settings.server_learning_rate)
-    return FedAvg(fraction_evaluate=0.0)
+        return FedAdam(fraction_evaluate=fraction_evaluate, eta=settings.server_learning_rate)
+    return FedAvg(fraction_evaluate=fraction_evaluate)
 
 
 def hospital_app(scenario: Scenario, mnist: Mnist, model: keras.Model, mods: Sequence[Mod] = ()) -> ClientApp:
     """Return the ClientApp of a scenario's hospitals: each trains ``model`` on its part of the images."""
-    return client_app(model, examples_of(scenario, mnist), mods=mods)
+    tests = test_examples_of(scenario, mnist)
+    return client_app(model, examples_of(scenario, mnist), evaluation=tests, mods=mods)
 
 
 def secured(
@@ -50,18 +60,25 @@ def secured(
     aggregators: Path,
     identity: Path,
     on_round: Callable[[SecureRound], None] | None = None,
+    serves: bytes = b"",
 ) -> SecureAggregation:
-    """Return a scenario's strategy, which sees averages only.
+    """Return a scenario's strategy, which sees averages only, or with ``reveal_to`` not even those.
 
     Args:
         scenario: Names Flower's strategy and the constants of the rounds.
         aggregators: The cluster file.
         identity: The Flower server's identity.
         on_round: Called after each secured exchange.
+        serves: For a model that nobody is to have, the digest of the plan under which it is served.
     """
-    return SecureAggregation(
-        strategy_of(scenario.strategy), aggregators, identity, plan=round_plan(scenario), on_round=on_round
-    )
+    inner = strategy_of(scenario.strategy, 1.0 if is_sealed(scenario) else 0.0)
+    plan = round_plan(scenario, serves)
+    return SecureAggregation(inner, aggregators, identity, plan=plan, on_round=on_round)
+
+
+def is_sealed(scenario: Scenario) -> bool:
+    """Tell whether the model stays in shares, so that only hospitals can evaluate it."""
+    return scenario.aggregation.reveal_to != "server"
 
 
 def central_app(
@@ -71,13 +88,14 @@ def central_app(
     strategy: Strategy,
     on_round: Callable[[int, float, float], None] | None = None,
 ) -> ServerApp:
-    """Return a scenario's ServerApp, which tests the averaged model on the first of the test images."""
+    """Return a scenario's ServerApp, which tests the averaged model, if it has it, on first test images."""
     settings = scenario.training
     count = settings.test_examples
+    test = (pixels(mnist.test_images[:count]), mnist.test_labels[:count])
     return server_app(
         strategy,
         model,
-        (pixels(mnist.test_images[:count]), mnist.test_labels[:count]),
+        None if is_sealed(scenario) else test,
         rounds=settings.rounds,
         training=TrainingConfig(
             learning_rate=settings.learning_rate,

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 
-from fedsec.federation.plan import TRAIN_METRICS, RoundPlan
+from fedsec.federation.plan import EVALUATE_METRICS, TRAIN_METRICS, RoundPlan
 from fedsec.scenario import Scenario
 
 SPREAD = 10
 """How far weights may lie from the mean of all: one hospital's above it, the mean of a round below it."""
 
 
-def round_plan(scenario: Scenario) -> RoundPlan:
-    """Return the public constants of the rounds; none of them is taken from any hospital's data."""
+def round_plan(scenario: Scenario, serves: bytes = b"") -> RoundPlan:
+    """Return the public constants of the rounds; none of them is taken from any hospital's data.
+
+    Args:
+        scenario: What is run.
+        serves: For a model that nobody is to have, the digest of the plan under which it is served.
+    """
     settings, examples = scenario.aggregation, scenario.training.examples
     mean = examples / scenario.hospitals.count
     # A skewed split has no bound of its own below all the examples.
@@ -25,4 +30,7 @@ def round_plan(scenario: Scenario) -> RoundPlan:
         ring_bits=settings.ring_bits,
         upload_seconds=settings.upload_seconds,
         train_metrics=TRAIN_METRICS,
+        evaluate_metrics={} if settings.reveal_to == "server" else EVALUATE_METRICS,
+        reveal_to=settings.reveal_to,
+        serves=serves,
     )

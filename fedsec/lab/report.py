@@ -12,6 +12,7 @@ from fedsec.mpc import PROTOCOLS
 
 _SHARES = {
     "upload": "shares of updates",
+    "reshare": "shares of sums",
     "share_model": "shares of the model",
     "query": "shares of images",
     "deal": "randomness dealt ahead",
@@ -56,7 +57,7 @@ def _rounds(summary: Mapping[str, Any]) -> Table:
     for entry in summary["rounds"]:
         table.add_row(
             str(entry["round"]),
-            f"{entry['accuracy']:.2%}",
+            "-" if entry["accuracy"] is None else f"{entry['accuracy']:.2%}",
             f"{entry['included']} of {entry['hospitals']}",
             _scientific(entry["difference"]),
             _scientific(entry["error_bound"]),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fedsec.errors import StateError
 from fedsec.lab.rundir import RunFolder
 from fedsec.scenario import Scenario
 
@@ -22,8 +23,9 @@ class RoundReport:
 
     Attributes:
         round: From 1.
-        accuracy: Share of right answers of the averaged model on the test images.
-        loss: Its mean cross-entropy there.
+        accuracy: Share of right answers of the averaged model on the test images; None when nobody could
+            evaluate it.
+        loss: Its mean cross-entropy there, or None.
         included: Hospitals in the sum; 0 when the round ended without an average.
         hospitals: Hospitals asked.
         difference: Largest absolute difference of one parameter between the opened average and the plain
@@ -37,8 +39,8 @@ class RoundReport:
     """
 
     round: int
-    accuracy: float
-    loss: float
+    accuracy: float | None
+    loss: float | None
     included: int
     hospitals: int
     difference: float | None
@@ -96,8 +98,15 @@ class RunResult:
 
     @property
     def accuracy(self) -> float:
-        """Test accuracy after the last round, 0 to 1."""
-        return self.rounds[-1].accuracy
+        """Test accuracy after the last round in which it was measured, 0 to 1.
+
+        Raises:
+            StateError: It was never measured.
+        """
+        known = [one.accuracy for one in self.rounds if one.accuracy is not None]
+        if not known:
+            raise StateError("no round of this run was evaluated, so there is no accuracy")
+        return known[-1]
 
     def summary(self) -> dict[str, Any]:
         """Return everything as values that JSON can hold; the same as ``summary.json``."""

@@ -18,6 +18,7 @@ class Rounds:
         names: The hospitals' names in the order of their numbers.
         report: Called with each round's report.
         observer: Knows the plain updates, where all hospitals share this process; None elsewhere.
+        sealed: Whether the hospitals evaluate, because the server has no model.
     """
 
     def __init__(
@@ -25,9 +26,12 @@ class Rounds:
         names: Sequence[str],
         report: Callable[[RoundReport], None],
         observer: SimulationObserver | None = None,
+        *,
+        sealed: bool = False,
     ) -> None:
         self._names = names
         self._observer = observer
+        self._sealed = sealed
         self._report = report
         self._last: RoundReport | None = None
         self._averages = 0
@@ -35,16 +39,26 @@ class Rounds:
         self._started = time.monotonic()
 
     def secured(self, secure: SecureRound) -> None:
-        """Keep what the strategy knows until the round is evaluated."""
-        self._secure = secure
+        """Keep what the strategy knows until the round is evaluated, by the server or by the hospitals."""
+        if secure.phase == "train":
+            self._flush()
+            self._secure = secure
+        elif self._sealed and secure.result is not None:
+            metrics = secure.result.metrics
+            self.evaluated(secure.server_round, metrics["loss"], metrics["accuracy"])
 
-    def evaluated(self, number: int, loss: float, accuracy: float) -> None:
+    def _flush(self) -> None:
+        """Report a round of a sealed model that nobody evaluated."""
+        if self._sealed and self._secure is not None:
+            self.evaluated(self._secure.server_round, None, None)
+
+    def evaluated(self, number: int, loss: float | None, accuracy: float | None) -> None:
         """Report the round; the evaluation before the first one only starts the clock."""
         seconds, self._started = time.monotonic() - self._started, time.monotonic()
         secure, self._secure = self._secure, None
         if number == 0 or secure is None:
             return
-        result = secure.result
+        result = None if secure.aborted else secure.result
         self._averages += result is not None
         self._last = RoundReport(
             round=number,
@@ -63,6 +77,7 @@ class Rounds:
 
     def check(self) -> None:
         """Raise if the whole training made no average: the model would be the initial one."""
+        self._flush()
         if self._last is not None and not self._averages:
             raise RoundAbortedError(
                 f"none of {self._last.round} rounds ended with an average. In the last one"
@@ -73,7 +88,7 @@ class Rounds:
         if self._observer is None:
             return None
         seen = self._observer.take()
-        if secure.result is None:
+        if secure.result is None or not secure.result.arrays:
             return None
         included = set(secure.result.included)
         updates = [update for hospital, update in seen.items() if self._names[hospital] in included]

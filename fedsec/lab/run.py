@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from fedsec.errors import RoundAbortedError
 from fedsec.lab.engines import Engine, check_engine, train_with_flower
 from fedsec.lab.experiment import Experiment, log_to, running
 from fedsec.lab.progress import Reporter
 from fedsec.lab.result import RoundReport, RunResult
+from fedsec.lab.rundir import RunFolder
+from fedsec.lab.sealed import finish_run, plan_run
 from fedsec.learning.data import load_mnist
 from fedsec.nn import save_weights
 from fedsec.scenario import Scenario
+
+if TYPE_CHECKING:
+    from fedsec.federation.sealed import SealedModel
 
 
 def run_scenario(
@@ -46,7 +53,11 @@ def run_scenario(
 
 
 def train_and_export(experiment: Experiment, engine: Engine = "in-process") -> None:
-    """Run all rounds of an experiment on an engine and store the model, its plan and its parameters."""
+    """Run all rounds of an experiment on an engine and store the model, its plan and its parameters.
+
+    A model for ``hospitals`` is stored by one of them. Of a model for ``nobody`` there is only the plan, and
+    where the parties keep its shares.
+    """
     scenario, folder, reporter = experiment.scenario, experiment.folder, experiment.reporter
     reporter.begin("MNIST")
     mnist = load_mnist()
@@ -60,6 +71,7 @@ def train_and_export(experiment: Experiment, engine: Engine = "in-process") -> N
 
     model = models.by_name(scenario.training.model, seed=scenario.seed)
     cluster = experiment.cluster
+    for_nobody = scenario.aggregation.reveal_to == "nobody"
 
     def on_round(report: RoundReport) -> None:
         experiment.rounds.append(report)
@@ -75,10 +87,18 @@ def train_and_export(experiment: Experiment, engine: Engine = "in-process") -> N
                 server=cluster.identity("server"),
                 trust={name: cluster.trust_file(name) for name in cluster.keys.hospitals},
             )
-            experiment.count(train(scenario, mnist, model, sites, reporter=reporter, on_round=on_round))
+            serves = plan_run(folder, scenario, model) if for_nobody else b""
+            trained = train(
+                scenario, mnist, model, sites, reporter=reporter, on_round=on_round, serves=serves
+            )
+            experiment.count(trained.traffic)
+            if for_nobody:
+                _keep_closed(folder, trained.sealed)
         else:
             set_parameters(model, train_with_flower(experiment, engine, on_round))
     draw_accuracy(experiment.rounds, folder.accuracy_figure)
+    if for_nobody:
+        return
     reporter.begin("model and plan")
     model.save(folder.model)
     plan, parameters = export.export(model, scenario.serving.fraction_bits)
@@ -86,9 +106,27 @@ def train_and_export(experiment: Experiment, engine: Engine = "in-process") -> N
     save_weights(folder.weights, parameters)
 
 
+def _keep_closed(folder: RunFolder, sealed: SealedModel | None) -> None:
+    """Note where the closed model is.
+
+    Raises:
+        RoundAbortedError: The last round made no state, so what there is was opened to hospitals.
+    """
+    if sealed is None or not sealed.closed:
+        raise RoundAbortedError(
+            "the last round made no state that is closed to everybody: what there is was seen by hospitals"
+        )
+    finish_run(folder, sealed.session, sealed.number)
+
+
 def _told(report: RoundReport) -> str:
     if not report.included:
         return f"round {report.round}: no average, the model stays: {report.aborted}"
+    if report.accuracy is None:
+        return (
+            f"round {report.round}: {report.included} of {report.hospitals} hospitals in the sum; nobody has"
+            " the model, so nobody can test it"
+        )
     return (
         f"round {report.round}: {report.accuracy:.2%} on the test images,"
         f" {report.included} of {report.hospitals} hospitals in the sum"

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from flwr.clientapp import ClientApp
 
 from fedsec.federation.apps import PARAMETERS
 from fedsec.federation.grid import DropEachRound, InProcessGrid, node_configs, run_server_app
 from fedsec.federation.mod import SecureAggregationMod
 from fedsec.federation.observer import SimulationObserver
-from fedsec.lab.participants import central_app, hospital_app, secured
+from fedsec.federation.sealed import SealedModel
+from fedsec.lab.participants import central_app, hospital_app, is_sealed, secured
 from fedsec.lab.progress import Reporter
 from fedsec.lab.result import RoundReport
 from fedsec.lab.rounds import Rounds
@@ -39,6 +41,19 @@ class Sites:
     trust: Mapping[str, Path]
 
 
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a training leaves beside the model.
+
+    Attributes:
+        traffic: ``sent_bytes`` and ``received_bytes`` of ``hospitals`` (all of them) and ``server``.
+        sealed: Where the model is when it stays in shares; None when it is in the clear.
+    """
+
+    traffic: dict[str, Counter[str]]
+    sealed: SealedModel | None
+
+
 def train(
     scenario: Scenario,
     mnist: Mnist,
@@ -47,8 +62,9 @@ def train(
     *,
     reporter: Reporter,
     on_round: Callable[[RoundReport], None],
-) -> dict[str, Counter[str]]:
-    """Run all federated rounds and leave the last average in ``model``.
+    serves: bytes = b"",
+) -> Trained:
+    """Run all federated rounds and leave the last average in ``model``, unless nobody is to have it.
 
     Args:
         scenario: What to run.
@@ -57,25 +73,35 @@ def train(
         sites: Where keys are.
         reporter: Hears of every hospital that has answered.
         on_round: Called with each round's report.
-
-    Returns:
-        ``sent_bytes`` and ``received_bytes`` of ``hospitals`` (all of them) and ``server``.
+        serves: For a model that nobody is to have, the digest of the plan under which it is served.
 
     Raises:
         RoundAbortedError: No round ended with an average.
         PeerLostError: A party died or does not answer.
     """
     secure, observer = SecureAggregationMod(), SimulationObserver()
-    rounds = Rounds(list(sites.trust), on_round, observer)
-    strategy = secured(scenario, sites.cluster, sites.server, rounds.secured)
+    sealed = is_sealed(scenario)
+    rounds = Rounds(list(sites.trust), on_round, observer, sealed=sealed)
+    strategy = secured(scenario, sites.cluster, sites.server, rounds.secured, serves)
+    if sealed:
+        reporter.say(
+            f"reveal_to = '{scenario.aggregation.reveal_to}': the model stays in shares at three parties. In"
+            " this engine Flower server and hospitals share one process: it shows how, and hides nothing"
+        )
     try:
         app = hospital_app(scenario, mnist, model, [secure, observer])
         grid = _grid(scenario, app, list(sites.trust.values()), reporter)
         server = central_app(scenario, mnist, model, strategy, rounds.evaluated)
         context = run_server_app(server, grid)
         rounds.check()
-        set_parameters(model, context.state.array_records[PARAMETERS].to_numpy_ndarrays())
-        return {"hospitals": _total(secure.meters().values()), "server": _total([strategy.meter])}
+        if scenario.aggregation.reveal_to == "hospitals":
+            # What follows is this hospital's work: the server has the initial parameters only.
+            _, arrays = secure.last_sealed(next(iter(sites.trust.values())))
+            set_parameters(model, [np.asarray(one, dtype=np.float32) for one in arrays.values()])
+        elif not sealed:
+            set_parameters(model, context.state.array_records[PARAMETERS].to_numpy_ndarrays())
+        traffic = {"hospitals": _total(secure.meters().values()), "server": _total([strategy.meter])}
+        return Trained(traffic, strategy.sealed)
     finally:
         strategy.close()
         secure.close()

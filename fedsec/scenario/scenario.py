@@ -116,6 +116,10 @@ class AggregationSettings:
     clip: PositiveFloat = 2.0
     """Largest change of one parameter in one round; a public constant, never taken from data."""
 
+    reveal_to: Literal["server", "hospitals", "nobody"] = "server"
+    """Who has the model. ``hospitals``: it stays in shares at three parties, only hospitals put it together,
+    and they evaluate it. ``nobody``: the same, but the last average is never opened: its shares are served."""
+
     ring_bits: Literal[32, 64] = 32
     """Bits of one ring element in an upload: 32 bits cost what plain float32 costs."""
 
@@ -159,6 +163,18 @@ class Scenario:
                 f"of hospitals.count = {hospitals.count} hospitals {hospitals.dropped_each_round} drop each"
                 f" round and {max(left, 0)} are left, fewer than aggregation.minimum_cohort ="
                 f" {aggregation.minimum_cohort}: no round could end with an average"
+            )
+        sealed = aggregation.reveal_to != "server"
+        if sealed and self.strategy.name != "fedavg":
+            raise ScenarioError(
+                f"strategy.name = '{self.strategy.name}' needs the average in the clear, which with"
+                f" aggregation.reveal_to = '{aggregation.reveal_to}' no server has: take 'fedavg'"
+            )
+        if sealed and self.training.test_examples < hospitals.count:
+            raise ScenarioError(
+                f"with aggregation.reveal_to = '{aggregation.reveal_to}' hospitals evaluate:"
+                f" training.test_examples = {self.training.test_examples} images are not one for each of"
+                f" hospitals.count = {hospitals.count}"
             )
         if self.training.examples < hospitals.count:
             raise ScenarioError(
