@@ -114,5 +114,5 @@ def clip_factors(norms: Any, weights: Any, clip: float) -> Any:
     Without that one overflowing example would make the whole model not-a-number, which also tells of it.
     """
     tiny = tf.constant(1e-30, norms.dtype)
-    factors = tf.minimum(tf.ones_like(norms), tf.cast(clip, norms.dtype) / tf.maximum(norms, tiny))
+    factors = tf.minimum(tf.ones_like(norms), tf.constant(clip, norms.dtype) / tf.maximum(norms, tiny))
     return tf.where(tf.math.is_finite(norms), factors, tf.zeros_like(norms)) * weights
