@@ -20,6 +20,7 @@ from fedsec.errors import FedsecError
 COMMANDS = {
     "demo": "train over ten hospitals, average in shares, predict in shares: the whole path on MNIST",
     "run": "run a scenario from a folder or TOML file",
+    "compare": "run a scenario plain and secured from one seed, and show what security costs and changes",
     "serve": "serve a run's model, or a Keras model, in shares",
     "predict": "ask for private predictions",
     "status": "show how a service is, and who has asked it for how much",

@@ -16,6 +16,8 @@
         logs/             one file a process
         accuracy.png      test accuracy by round
         views.png         the demo's images, and what each party gets of them
+        comparison.png    of `fedsec compare`: accuracy and differences, plain beside secured
+        plain/, secure/   of `fedsec compare`: what the two processes measured
 
 All keys of all roles in one folder are right for an experiment on one machine and for nothing else.
 """
@@ -122,6 +124,11 @@ class RunFolder:
     def accuracy_figure(self) -> Path:
         """Test accuracy by round, as a picture."""
         return self.path / "accuracy.png"
+
+    @property
+    def comparison_figure(self) -> Path:
+        """A plain run beside a secured one, as a picture."""
+        return self.path / "comparison.png"
 
     @property
     def views_figure(self) -> Path:
