@@ -7,13 +7,14 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from fedsec.aggregation.announcement import Announcement
+from fedsec.aggregation.checksum import Checksum
 from fedsec.aggregation.encoding import Layout
 from fedsec.aggregation.making import UploadParts, make_parts
 from fedsec.aggregation.messages import NONCE_BYTES
@@ -24,6 +25,7 @@ from fedsec.sharing import compressed
 
 __all__ = [
     "CHUNK_BYTES",
+    "PartChecksum",
     "PartFolder",
     "PartWriter",
     "UploadParts",
@@ -59,7 +61,7 @@ class PartWriter:
     def __init__(self, path: Path, size: int) -> None:
         self._final = path
         self._draft = path.with_suffix(f".{secrets.token_hex(4)}.draft")
-        self._expected, self._written = size, 0
+        self._expected, self._written, self._begun = size, 0, 0
         self._lock = threading.Lock()
         self._replaced = False
         with _disk_errors():
@@ -102,12 +104,12 @@ class PartWriter:
             self._require_mine()
             while view.nbytes:
                 view = view[self._file.write(view) or 0 :]
-
-    def through(self, chunks: Iterable[Buffer]) -> Iterator[Buffer]:
-        """Write each chunk and pass it on, so that it is hashed while it is still in the cache."""
-        for chunk in chunks:
-            self.write(chunk)
-            yield chunk
+            if self._written - self._begun >= CHUNK_BYTES:
+                # Begins to write what is there, without waiting: the disk works while the rest arrives.
+                os.posix_fadvise(
+                    self._file.fileno(), self._begun, self._written - self._begun, os.POSIX_FADV_DONTNEED
+                )
+                self._begun = self._written
 
     def sync(self) -> None:
         """Force the bytes to disk.
@@ -119,7 +121,7 @@ class PartWriter:
         if self._written != self._expected:
             raise ProtocolError(f"a part of {self._expected} bytes was expected, {self._written} arrived")
         with _disk_errors():
-            os.fsync(self._file.fileno())
+            os.fdatasync(self._file.fileno())
 
     def commit(self) -> None:
         """Give the part its final name, durably.
@@ -220,6 +222,44 @@ def erase_folder(folder: Path) -> None:
     raise StateError(f"the folder '{folder.name}' of a round that has ended cannot be removed from the disk")
 
 
+class PartChecksum:
+    """A part's share of the checksum difference, formed while the part arrives.
+
+    Args:
+        checksum: That of the round.
+        layout: The layout of the round.
+        holds_vector: Whether the part holds the vector (otherwise a seed).
+    """
+
+    def __init__(self, checksum: Checksum, layout: Layout, *, holds_vector: bool) -> None:
+        self._running, self._layout, self._holds_vector = checksum.running(), layout, holds_vector
+        self._nonce_left = NONCE_BYTES
+        self._rest = b""
+
+    def add(self, chunk: Buffer) -> None:
+        """Take the next bytes of the part, nonce first."""
+        view = memoryview(chunk)
+        skipped = min(self._nonce_left, view.nbytes)
+        self._nonce_left -= skipped
+        data: Buffer = b"".join((self._rest, view[skipped:])) if self._rest else view[skipped:]
+        self._rest = b""
+        if not self._holds_vector:
+            self._rest = bytes(data[: compressed.SEED_BYTES])
+            return
+        ring = self._layout.encoding.ring
+        whole = len(data) - len(data) % ring.element_bytes
+        self._running.add(np.frombuffer(data[:whole], dtype=ring.dtype))
+        self._rest = bytes(data[whole:])
+
+    def difference(self) -> int:
+        """Return the share of <rho, x> - t mod 2^k of the part that has arrived whole."""
+        if not self._holds_vector:
+            ring = self._layout.encoding.ring
+            for piece in compressed.expand_pieces(self._rest, self._layout.words, ring):
+                self._running.add(piece)
+        return self._running.value
+
+
 def sum_parts(layout: Layout, parts: Sequence[tuple[Path, bool]]) -> RingArray:
     """Add the parts of the included uploads, reading one piece at a time.
 
@@ -245,11 +285,11 @@ def _add_part(total: RingArray, path: Path, holds_vector: bool) -> None:
         size = os.fstat(file.fileno()).st_size
         if size != expected or len(file.read(NONCE_BYTES)) != NONCE_BYTES:
             raise StateError(f"a stored part has {size} bytes, {expected} were stored: the state is damaged")
-        if not holds_vector:
-            total += compressed.expand(file.read(), total.size, ring_of(total))
-            return
         at = 0
-        for piece in _pieces(file.fileno(), total):
+        own = _pieces(file.fileno(), total)
+        for piece in (
+            own if holds_vector else compressed.expand_pieces(file.read(), total.size, ring_of(total))
+        ):
             total[at : at + piece.size] += piece
             at += piece.size
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from fedsec.aggregation.announcement import RoundId
 from fedsec.aggregation.context import Context
@@ -15,17 +16,26 @@ from fedsec.aggregation.messages import (
     Stored,
     Upload,
     UploadHeader,
+    begin_part_digest,
     header_digest,
-    part_digest,
     stored_payload,
 )
-from fedsec.aggregation.parts import PartWriter, part_bytes
+from fedsec.aggregation.parts import PartChecksum, PartWriter, part_bytes
 from fedsec.aggregation.round import Round
 from fedsec.aggregation.signing import Buffer, sign
 from fedsec.aggregation.uploads import check_header, read_header
 from fedsec.errors import ProtocolError
 from fedsec.sharing.compressed import SEED_BYTES
 from fedsec.transport import Peer
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    round: Round
+    header: UploadHeader
+    digest: bytes
+    writer: PartWriter
+    checksum: PartChecksum
 
 
 class Reception:
@@ -76,34 +86,41 @@ class Reception:
             if key in self.drafts:
                 self.drafts[key].give_way()
             self.drafts[key] = writer = PartWriter(round_.folder.part(digest), size)
+            arrival = _Arrival(round_, header, digest, writer, round_.part_checksum(header.hospital))
         try:
             with writer:
-                self._receive(header, writer, chunks, size)
+                self._receive(arrival, chunks, size)
+                difference = arrival.checksum.difference()
                 with self._lock:
-                    return self._keep(round_, header, digest, writer)
+                    return self._keep(arrival, difference)
         finally:
             with self._lock:
                 if self.drafts.get(key) is writer:
                     del self.drafts[key]
 
-    def _receive(self, header: UploadHeader, writer: PartWriter, chunks: Iterable[Buffer], size: int) -> None:
-        expected = header.digests[header.recipients.index(self._me)]
-        found = part_digest(header.upload_id, self._me, writer.through(chunks), size)
-        writer.sync()
-        if found != expected:
+    def _receive(self, arrival: _Arrival, chunks: Iterable[Buffer], size: int) -> None:
+        header = arrival.header
+        state = begin_part_digest(header.upload_id, self._me, size)
+        for chunk in chunks:
+            # All three while it is in the cache.
+            arrival.writer.write(chunk)
+            state.update(chunk)
+            arrival.checksum.add(chunk)
+        arrival.writer.sync()
+        if state.digest() != header.digests[header.recipients.index(self._me)]:
             raise ProtocolError(
                 f"the part of '{header.hospital}' is not the one its header names; it was dropped"
             )
 
-    def _keep(self, round_: Round, header: UploadHeader, digest: bytes, writer: PartWriter) -> Stored:
+    def _keep(self, arrival: _Arrival, difference: int) -> Stored:
+        round_, header, digest = arrival.round, arrival.header, arrival.digest
         round_.require_open()
         if (stored := self._stored(round_, header, digest)) is not None:
             return stored
-        writer.commit()
-        checksum = round_.checksum_difference(header.hospital, digest)
+        arrival.writer.commit()
         payload = stored_payload(header.round, header.upload_id, digest, self._me)
         signature = sign(self._context.signer, STORED_LABEL, payload)
-        entry = ListEntry(header.hospital, header.upload_id, digest, checksum)
+        entry = ListEntry(header.hospital, header.upload_id, digest, difference)
         round_.add_upload(entry, signature, header.model)
         return Stored(self._me, signature)
 

@@ -31,7 +31,7 @@ from fedsec.aggregation.messages import (
     SumShare,
     read,
 )
-from fedsec.aggregation.parts import PartFolder, sum_parts
+from fedsec.aggregation.parts import PartChecksum, PartFolder, sum_parts
 from fedsec.aggregation.sealed_sum import bind_sum, fresh_nonce, sealed_part, server_part
 from fedsec.aggregation.statements import ContradictionError, Statements
 from fedsec.aggregation.store import RoundRow, State
@@ -299,12 +299,12 @@ class Round:
         """Tell whether this aggregator gets the hospital's full vector; the others get a seed."""
         return hospital in self._vector_hospitals
 
-    def checksum_difference(self, hospital: str, header: bytes) -> int:
-        """Return this aggregator's share of the checksum difference of a part on disk."""
+    def part_checksum(self, hospital: str) -> PartChecksum:
+        """Return what forms this aggregator's share of the checksum difference while a part arrives."""
         if self._checksum is None:
-            self._checksum = Checksum(self.announcement.layout, self.digest)
-        part = (self.folder.part(header), self.holds_vector(hospital))
-        return self._checksum.difference(sum_parts(self.announcement.layout, [part]))
+            self._checksum = Checksum(self.announcement.layout, self.digest, keep=True)
+        layout, holds_vector = self.announcement.layout, self.holds_vector(hospital)
+        return PartChecksum(self._checksum, layout, holds_vector=holds_vector)
 
     def _set_statements(self) -> tuple[Signed, ...]:
         sets = self._statements.of("set")

@@ -141,7 +141,9 @@ class AggregatorService:
         try:
             message, body = self.aggregator.handle(call.peer, call.message, call.body.chunks(CHUNK_BYTES))
         finally:
-            self._due.set()
+            # Nothing is due after these, and there are many: one a hospital, or one a look at the state.
+            if not isinstance(call.message, Upload | GetReceipt | CollectSum):
+                self._due.set()
         return Reply(message, body)
 
     def _announce(self, call: Call) -> Reply:

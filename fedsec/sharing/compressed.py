@@ -7,7 +7,7 @@ however many parties there are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -89,6 +89,20 @@ def expand(seed: bytes, size: int, ring: Ring = RING64) -> RingArray:
         UsageError: The seed has a wrong length, or the size is negative.
     """
     return _stream(seed, ring).words(size, ring)
+
+
+def expand_pieces(seed: bytes, size: int, ring: Ring = RING64) -> Iterator[RingArray]:
+    """Yield what :func:`expand` returns piece by piece, in one small buffer that each piece overwrites.
+
+    Raises:
+        UsageError: The seed has a wrong length.
+    """
+    stream = _stream(seed, ring)
+    buffer = np.empty(min(size, _PIECE_BYTES // ring.element_bytes), dtype=ring.dtype)
+    for start in range(0, size, max(1, buffer.size)):
+        piece = buffer[: size - start]
+        stream.fill(piece)
+        yield piece
 
 
 def _stream(seed: bytes, ring: Ring) -> KeyedStream:
