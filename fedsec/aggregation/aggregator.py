@@ -158,7 +158,7 @@ class Aggregator:
             heard = self._history.heard(peer)
             found = [one for round_ in self._rounds.values() for one in round_.outgoing(peer, heard)]
             found += [one for one in self._farewells if one.peer == peer]
-            return sorted(found, key=lambda one: one.counter)
+            return sorted(found, key=lambda one: (one.counter, one.round_key))
 
     def delivered(self, outgoing: Outgoing, reply: msgspec.Struct) -> None:
         """Note a peer's reply to something that was to be said."""

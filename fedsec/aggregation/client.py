@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import numpy.typing as npt
 
-from fedsec.aggregation.announcement import Announcement, ConfigValue
+from fedsec.aggregation.announcement import Announcement, ConfigValue, decode_announcement
 from fedsec.aggregation.encoding import ClipReport, Floats, UpdateWords
-from fedsec.aggregation.hospital_state import HospitalState, Submitted
+from fedsec.aggregation.hospital_state import HospitalState, Submitted, Verdict
 from fedsec.aggregation.links import Links, TlsLinks
 from fedsec.aggregation.making import UploadParts, make_parts
-from fedsec.aggregation.messages import GetReceipt, Receipt, Signed, Stored, Upload, header_digest
+from fedsec.aggregation.messages import Signed, Stored, Upload, header_digest
+from fedsec.aggregation.receipt_asking import ask_receipt
+from fedsec.aggregation.receipt_file import ReceiptFile, Receipts
 from fedsec.aggregation.receipts import InclusionReceipt, check_acknowledgement, check_receipt
 from fedsec.aggregation.sealed import decode_model
 from fedsec.aggregation.sealed_model import fetch_model, model_tag
@@ -24,7 +25,6 @@ from fedsec.aggregation.tags import UpdateTag
 from fedsec.aggregation.trust import TrustFile
 from fedsec.errors import (
     DeadlineError,
-    PeerLostError,
     ProtocolError,
     RoundAbortedError,
     TrustError,
@@ -33,7 +33,7 @@ from fedsec.errors import (
 from fedsec.transport import Deadline, Identity, Meter
 
 RECEIPT_S = 30.0
-_RECEIPT_POLL_S = 0.05
+_MOST_UNCONFIRMED = 8
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ class HospitalClient:
         self.name = identity.name
         self._trust, self._identity, self._links = trust, identity, links
         self._state = HospitalState(trust.state)
+        self._receipts = Receipts(trust.state)
         self._deadline: tuple[bytes, Deadline] | None = None
         self._pending: UploadParts | None = None
         self._sent = b""
@@ -259,15 +260,31 @@ class HospitalClient:
         if known is None:
             raise UsageError(f"nothing was submitted in {announcement.id}, so there is no receipt")
         deadline = deadline or Deadline.after(RECEIPT_S)
-        reply = self._ask_receipt(announcement, known.upload_id, deadline)
+        try:
+            reply = ask_receipt(self._links, announcement, known.upload_id, deadline)
+        except ProtocolError:
+            # No aggregator knows the round: nobody ever will, and asking again is in vain.
+            self._state.add_verdict(announcement.id, Verdict.NOT_COUNTED)
+            raise
+        if reply.status != "included":
+            self._state.add_verdict(announcement.id, Verdict.NOT_COUNTED)
         if reply.status == "aborted":
             raise RoundAbortedError(f"{announcement.id} was aborted; its update is void")
         if reply.status != "included":
             text = f"this hospital's upload is not in the sum of {announcement.id}"
             raise TrustError(f"{text}, the aggregators say: {reply.reason}")
         receipt = check_receipt(announcement, self.name, known.upload_id, known.header_digest, reply)
-        self._state.add_receipt(announcement.id)
+        self._state.add_verdict(announcement.id, Verdict.COUNTED)
+        self._receipts.prove(announcement.id, reply)
         return receipt
+
+    def unconfirmed(self) -> list[Announcement]:
+        """Return rounds of which it is not known yet whether the upload was counted, a few at a time.
+
+        What was uploaded is on disk: in a deployment each message may have a process of its own.
+        """
+        signed = self._state.unconfirmed(_MOST_UNCONFIRMED)
+        return [decode_announcement(one.payload) for one in signed]
 
     def _model_tag(self, announcement: Announcement) -> bytes:
         sealed = announcement.sealed
@@ -298,23 +315,11 @@ class HospitalClient:
             if reply.aggregator != name:
                 raise ProtocolError(f"'{name}' acknowledged in the name of '{reply.aggregator}'")
             check_acknowledgement(announcement, known.upload_id, known.header_digest, reply)
-
-    def _ask_receipt(self, announcement: Announcement, upload_id: bytes, deadline: Deadline) -> Receipt:
-        message = GetReceipt(announcement.id, upload_id)
-        while True:
-            lost: PeerLostError | None = None
-            for member in announcement.aggregators:
-                try:
-                    reply, _ = self._links.call(member.name, message, Receipt, deadline=deadline)
-                except PeerLostError as error:
-                    lost = error
-                    continue
-                if reply.status != "pending":
-                    return reply
-            if lost is not None:
-                raise lost
-            deadline.remaining("the aggregators' agreement")
-            time.sleep(_RECEIPT_POLL_S)
+        signed = self._state.announcement(announcement.id, announcement.digest)
+        if signed is not None:
+            acknowledged = {name: reply.signature for name, reply in replies.items()}
+            file = ReceiptFile(self.name, signed, parts.header, acknowledged)
+            self._receipts.keep(announcement.id, file)
 
 
 def _report(announcement: Announcement, report: ClipReport) -> None:

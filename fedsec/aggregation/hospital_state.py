@@ -8,6 +8,7 @@ import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
 from fedsec.aggregation.announcement import RoundId
@@ -34,6 +35,14 @@ class Submitted:
     announcement: bytes
     upload_id: bytes
     header_digest: bytes
+
+
+class Verdict(IntEnum):
+    """What came of an upload, as far as the hospital knows."""
+
+    UNKNOWN = 0
+    COUNTED = 1
+    NOT_COUNTED = 2
 
 
 class HospitalState:
@@ -137,11 +146,25 @@ class HospitalState:
             text = "this update or evaluation went out before under another round id; it is used once"
             raise ProtocolError(f"{text}: two sums that differ by one hospital would open it") from None
 
-    def add_receipt(self, round_id: RoundId) -> None:
-        """Record that the inclusion receipt of a round was checked."""
+    def add_verdict(self, round_id: RoundId, verdict: Verdict) -> None:
+        """Record what came of an upload."""
         with self._transaction():
-            query = "UPDATE uploads SET receipt=1 WHERE session=? AND position=?"
-            self._db.execute(query, (round_id.session, round_id.position))
+            query = "UPDATE uploads SET receipt=? WHERE session=? AND position=?"
+            self._db.execute(query, (verdict, round_id.session, round_id.position))
+
+    def unconfirmed(self, most: int) -> list[Signed]:
+        """Return the announcements of some uploads of which nothing is known yet."""
+        query = """SELECT payload, signature FROM uploads JOIN announcements USING (session, position, digest)
+            WHERE receipt=? ORDER BY session, position LIMIT ?"""
+        with _errors():
+            return [Signed(*row) for row in self._db.execute(query, (Verdict.UNKNOWN, most))]
+
+    def announcement(self, round_id: RoundId, digest: bytes) -> Signed | None:
+        """Return an announcement that was accepted, as the server signed it."""
+        query = "SELECT payload, signature FROM announcements WHERE session=? AND position=? AND digest=?"
+        with _errors():
+            row = self._db.execute(query, (round_id.session, round_id.position, digest)).fetchone()
+        return Signed(*row) if row else None
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -174,8 +174,7 @@ class TrustFile:
         """
         check_signature(self.server, SIGNATURE_LABEL, payload, signature)
         announcement = decode_announcement(payload)
-        self._check_participants(announcement)
-        self._check_limits(announcement)
+        self.check_announced(announcement)
         if announcement.sealed is not None and not self.secret:
             raise TrustError(
                 "the announced round is sealed and this trust file has no secret of the hospitals; nothing "
@@ -183,6 +182,15 @@ class TrustFile:
             )
         check_contents(announcement, arrays, config)
         return announcement
+
+    def check_announced(self, announcement: Announcement) -> None:
+        """Check who takes part in an announced round, and what it asks for.
+
+        Raises:
+            TrustError: Names the first thing that differs from this file.
+        """
+        self._check_participants(announcement)
+        self._check_limits(announcement)
 
     def _check_participants(self, announcement: Announcement) -> None:
         pinned = {endpoint.name: endpoint.public_key for endpoint in self.aggregators}

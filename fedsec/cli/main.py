@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": "ask for private predictions",
     "status": "show how a service is, and who has asked it for how much",
     "bench": "measure what private predictions cost on this machine, beside Keras",
+    "verify-receipt": "check offline that an upload was counted once, in which round, over which model",
     "party": "run one party, as on a host of its own",
     "keys": "make authorities, identities, cluster files and trust files",
 }
@@ -76,7 +77,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if name in arguments[:1]:
-            module = importlib.import_module(f"fedsec.cli.{name}")
+            module = importlib.import_module(f"fedsec.cli.{name.replace('-', '_')}")
             module.configure(command)
             command.set_defaults(command=name, run=module.run)
     return parser

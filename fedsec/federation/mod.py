@@ -26,7 +26,7 @@ import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, Metadata, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
-from fedsec.aggregation.announcement import Announcement, ConfigValue
+from fedsec.aggregation.announcement import Announcement, ConfigValue, RoundId
 from fedsec.aggregation.client import HospitalClient
 from fedsec.aggregation.trust import TrustFile
 from fedsec.errors import FedsecError, InputError, RoundAbortedError, TrustError, UsageError
@@ -64,7 +64,6 @@ class SecureAggregationMod:
     def __init__(self) -> None:
         self._clients: dict[Path, HospitalClient] = {}
         self._meters: dict[Path, Meter] = {}
-        self._uploaded: dict[Path, Announcement] = {}
         self._sealed: dict[Path, tuple[Announcement, _Order]] = {}
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -82,7 +81,6 @@ class SecureAggregationMod:
         else:
             try:
                 upload_id = task.run(message, context, call_next)
-                self._uploaded[task.path] = task.announcement
             except Exception as error:  # whatever the training code raises must not leave the hospital
                 # One code for all: which check failed after training would tell something about the data.
                 status = FedsecError.code
@@ -117,8 +115,8 @@ class SecureAggregationMod:
     def close(self) -> None:
         """Ask for the receipts of the last uploads, then close the connections of every client."""
         deadline = Deadline.after(RECEIPT_S)
-        for path in list(self._uploaded):
-            self._check_receipt(path, deadline)
+        for client in self._clients.values():
+            _check_receipts(client, deadline)
         while self._clients:
             self._clients.popitem()[1].close()
 
@@ -131,23 +129,12 @@ class SecureAggregationMod:
             order.announcement, order.signature, list(order.arrays.values()), order.config
         )
         order.check(announcement)
-        if path in self._uploaded and self._uploaded[path].id != announcement.id:
-            self._check_receipt(path, Deadline.after(RECEIPT_S))
+        _check_receipts(client, Deadline.after(RECEIPT_S), announcement.id)
         if announcement.sealed is not None:
             if announcement.phase == "train":
                 self._sealed[path] = (announcement, order)
             order = order.about(client.sealed_model(announcement, list(order.arrays.values())))
         return _Task(path, client, order, announcement)
-
-    def _check_receipt(self, path: Path, deadline: Deadline) -> None:
-        """Ask the aggregators whether the last upload of a hospital was counted; a warning if not."""
-        announcement = self._uploaded.pop(path)
-        try:
-            self._clients[path].receipt(announcement, deadline)
-        except RoundAbortedError:
-            _log.info("%s ended without a result; the upload to it is void", announcement.id)
-        except FedsecError as error:
-            _log.warning("no receipt that the upload to %s was counted: %s", announcement.id, error)
 
     def _client(self, path: Path) -> HospitalClient:
         if path not in self._clients:
@@ -158,6 +145,19 @@ class SecureAggregationMod:
 
 secure_aggregation = SecureAggregationMod()
 """The mod: ``app = ClientApp(mods=[secure_aggregation])``."""
+
+
+def _check_receipts(client: HospitalClient, deadline: Deadline, present: RoundId | None = None) -> None:
+    """Ask the aggregators whether earlier uploads were counted; a warning if not."""
+    for announcement in client.unconfirmed():
+        if announcement.id == present:
+            continue
+        try:
+            client.receipt(announcement, deadline)
+        except RoundAbortedError:
+            _log.info("%s ended without a result; the upload to it is void", announcement.id)
+        except FedsecError as error:
+            _log.warning("no receipt that the upload to %s was counted: %s", announcement.id, error)
 
 
 def trust_path(context: Context) -> Path:

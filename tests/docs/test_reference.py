@@ -33,4 +33,4 @@ def test_every_error_stands_at_its_exit_code() -> None:
 def test_every_command_is_on_the_page() -> None:
     page = (REFERENCE / "cli.md").read_text()
 
-    assert set(re.findall(r"`fedsec (\w+)", page)) - {"COMMAND"} == set(COMMANDS)
+    assert set(re.findall(r"`fedsec ([\w-]+)", page)) - {"COMMAND"} == set(COMMANDS)

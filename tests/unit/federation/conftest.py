@@ -89,6 +89,11 @@ class PaperClient:
         self.submitted.append((announcement, update, num_examples, metrics))
         return b"upload-id-16byte"
 
+    def unconfirmed(self) -> list[Announcement]:
+        uploaded = {one[0].digest: one[0] for one in self.submitted}
+        asked = {one.digest for one in self.receipts}
+        return [one for digest, one in uploaded.items() if digest not in asked]
+
     def receipt(self, announcement: Announcement, deadline: Deadline) -> None:
         assert deadline.seconds <= 5
         self.receipts.append(announcement)
