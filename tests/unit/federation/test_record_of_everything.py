@@ -7,6 +7,7 @@ what an aggregator receives and stores when uploads are not masked.
 from __future__ import annotations
 
 import itertools
+import ssl
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from fedsec.federation import strategy as strategy_module
 from fedsec.federation.mod import SecureAggregationMod
 from fedsec.federation.plan import RoundPlan
 from fedsec.sharing.compressed import Masks
-from fedsec.transport import Meter
+from fedsec.transport import Meter, Peer
 from fedsec.transport.sockets import SocketChannel
 
 ROUNDS = 2
@@ -130,17 +131,24 @@ def own_site(tmp_path: Path) -> Iterator[Site]:
 
 @pytest.fixture
 def record(monkeypatch: pytest.MonkeyPatch) -> Record:
-    """Everything that any channel of this process receives, after TLS, by who receives it."""
+    """Everything that any TLS connection of this process takes in, decrypted, by who receives it."""
     kept = Record()
-    read_into = SocketChannel.read_into
+    ends: dict[ssl.SSLSocket, str] = {}
+    open_channel, read = SocketChannel.__init__, ssl.SSLSocket.read
 
-    def reading(self: SocketChannel, view: Any) -> int:
-        count = read_into(self, view)
-        if count > 0 and (self.me == "server" or self.me.startswith("party")):
-            kept.places[f"{self.me}, from {self.peer.name} on channel {id(self)}"] += view[:count]
-        return count
+    def opening(self: SocketChannel, sock: Any, me: str, peer: Peer, *rest: Any, **named: Any) -> None:
+        if me == "server" or me.startswith("party"):
+            ends[sock] = f"{me}, from {peer.name}, connection {len(ends)}"
+        open_channel(self, sock, me, peer, *rest, **named)
 
-    monkeypatch.setattr(SocketChannel, "read_into", reading)
+    def reading(self: ssl.SSLSocket, size: int = 1024, buffer: Any = None) -> Any:
+        came = read(self, size, buffer)
+        if self in ends:
+            kept.places[ends[self]] += came if buffer is None else memoryview(buffer)[:came]
+        return came
+
+    monkeypatch.setattr(SocketChannel, "__init__", opening)
+    monkeypatch.setattr(ssl.SSLSocket, "read", reading)
     return kept
 
 
