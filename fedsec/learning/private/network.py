@@ -193,7 +193,8 @@ def _joins(layer: Any, pooling: Any) -> bool:
     return (
         type(layer) is keras.layers.Conv2D
         and type(pooling) is keras.layers.AveragePooling2D
-        and (layer.padding, tuple(layer.strides)) == ("valid", (1, 1))
+        and layer.padding == "valid"
+        and tuple(layer.strides) == tuple(layer.dilation_rate) == (1, 1)
         and layer.activation is keras.activations.linear
         and (pooling.padding, pooling.data_format) == ("valid", "channels_last")
         and tuple(pooling.strides) == tuple(pooling.pool_size)
