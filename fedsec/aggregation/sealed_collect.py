@@ -42,20 +42,18 @@ def why_not_stored(links: Links, announcement: Announcement, deadline: Deadline)
     A state that only one or two of them hold is of no use: the next round begins from the one before.
     """
     sealed = announcement.sealed
-    for name in () if sealed is None else sealed.parties:
+    waiting = [] if sealed is None else list(sealed.parties)
+    message = SealedStatus(announcement.id)
+    while waiting:
+        # One after the other and again: whoever is lost is noticed while the others still wait for it.
+        name = waiting.pop(0)
         try:
-            outcome = _outcome(links, name, announcement, deadline)
+            outcome, _ = links.call(name, message, SealedOutcome, deadline=deadline)
+            if outcome.status == "pending":
+                deadline.remaining(f"party '{name}', which computes the new state,")
+                waiting.append(name)
+            elif outcome.status != "stored":
+                return outcome.reason or f"'{name}' has no new state"
         except FedsecError as error:
             return f"'{name}' could not be asked: {error}"
-        if outcome.status != "stored":
-            return outcome.reason or f"'{name}' has no new state"
     return ""
-
-
-def _outcome(links: Links, name: str, announcement: Announcement, deadline: Deadline) -> SealedOutcome:
-    message = SealedStatus(announcement.id)
-    while True:
-        outcome, _ = links.call(name, message, SealedOutcome, deadline=deadline)
-        if outcome.status != "pending":
-            return outcome
-        deadline.remaining(f"party '{name}', which computes the new state,")

@@ -13,7 +13,7 @@ class SealedStart(msgspec.Struct, frozen=True, tag="sealed_start", forbid_unknow
     round: RoundId
 
 
-class Reshare(msgspec.Struct, frozen=True, tag="reshare", forbid_unknown_fields=True):
+class Reshare(msgspec.Struct, frozen=True, tag="reshare_sum", forbid_unknown_fields=True):
     """Aggregator to computing party, after the agreement: its sum share, split afresh.
 
     The body is part i || part i+1 (little-endian) of the update words for computing party i; ``weight`` is

@@ -52,7 +52,7 @@ from fedsec.transport.service import Call, Reply, Route
 
 _log = logging.getLogger(__name__)
 
-_STATUS_WAIT_S = 5.0
+_STATUS_WAIT_S = 1.0
 _MOST_FAILURES = 256
 
 
@@ -297,7 +297,10 @@ class SealedRounds:
             left = deadline.remaining("the other two parties")
             party = establish(self._id, previous, following, terms, deadline, ring=RING64, wait_s=left)
             change = change_of(party, total, announcement.arrays, division, sealed.fraction_bits)
-        self.states.write(_state(announcement, announcement.round, base.share + change))
+        self._store(_state(announcement, announcement.round, base.share + change))
+
+    def _store(self, state: SealedState) -> None:
+        self.states.write(state)
 
     def _all(self, round_: Round, deadline: Deadline) -> tuple[RepShare, int]:
         """Wait for the parts of every aggregator; return this party's share of the sum, and the weight."""

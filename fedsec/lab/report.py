@@ -12,7 +12,7 @@ from fedsec.mpc import PROTOCOLS
 
 _SHARES = {
     "upload": "shares of updates",
-    "reshare": "shares of sums",
+    "reshare_sum": "shares of sums",
     "share_model": "shares of the model",
     "query": "shares of images",
     "deal": "randomness dealt ahead",

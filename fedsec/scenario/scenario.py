@@ -118,7 +118,7 @@ class AggregationSettings:
 
     reveal_to: Literal["server", "hospitals", "nobody"] = "server"
     """Who has the model. ``hospitals``: it stays in shares at three parties, only hospitals put it together,
-    and they evaluate it. ``nobody``: the same, but the last average is never opened: its shares are served."""
+    and they evaluate it. ``nobody``: the same, but the last average is never opened, only served."""
 
     ring_bits: Literal[32, 64] = 32
     """Bits of one ring element in an upload: 32 bits cost what plain float32 costs."""

@@ -27,10 +27,9 @@ from fedsec.aggregation import (
     plan_encoding,
 )
 from fedsec.aggregation.announcement import array_digest, members
-from fedsec.aggregation.links import TlsLinks
 from fedsec.aggregation.sealed import Sealed
 from fedsec.cluster.keys import make_local_keys, write_trust_files
-from fedsec.transport import Deadline, Identity
+from fedsec.transport import ClusterFile, Deadline, Identity
 from fedsec.transport.server import Server
 
 CONFIG = {"lr": 0.01}
@@ -45,25 +44,86 @@ def initial_model() -> list[np.ndarray]:
     return [generator.normal(size=shape).astype(np.float32) for shape in SHAPES]
 
 
-def update_of(number: int, seed: int) -> list[np.ndarray]:
-    """What one hospital's training changes in a round: within the clips, to their very ends."""
-    generator = np.random.default_rng([number, seed])
-    found = [generator.uniform(-clip, clip, shape) for clip, shape in zip(CLIPS, SHAPES, strict=True)]
-    found[0].flat[:2] = 1.0, -1.0
-    return found
-
-
 def weight_of(seed: int) -> int:
     return 100 + 37 * seed
 
 
-def mean_update(number: int, seeds: Sequence[int]) -> list[np.ndarray]:
-    updates = [update_of(number, seed) for seed in seeds]
-    weights = [weight_of(seed) for seed in seeds]
-    return [np.average([one[i] for one in updates], axis=0, weights=weights) for i in range(len(SHAPES))]
+class SealedRoundsOf:
+    """Rounds over whatever parties a site has; the collector plays the Flower server."""
+
+    cluster: ClusterFile
+    server: Identity
+    collector: Collector
+    clients: list[HospitalClient]
+    session: bytes
+    model: list[np.ndarray]
+
+    def announcement(self, number: int = 1, base: int = 0, **fields: Any) -> Announcement:
+        roster = members(self.cluster.hospitals)
+        ring_bits = fields.pop("ring_bits", 32)
+        sealed = Sealed(
+            tuple(party.name for party in self.cluster.parties[:3]),
+            FRACTION_BITS,
+            base,
+            fields.pop("keep_closed", False),
+        )
+        values = {
+            "version": 1, "session": self.session, "round": number, "phase": "train",
+            "roster": roster,
+            "aggregators": members({one.name: one.public_key for one in self.cluster.parties}),
+            "vector_rule": "rotate", "reveal_to": "hospitals",
+            "recipient": Member("server", self.server.public_key),
+            "arrays": tuple(
+                ArraySpec(f"a{i}", "float32", shape, clip)
+                for i, (shape, clip) in enumerate(zip(SHAPES, CLIPS, strict=True))
+            ),
+            "array_digests": tuple(array_digest(one) for one in self.model),
+            "config": encode_config(CONFIG), "metrics": (MetricSpec("loss", 0.0, 10.0),),
+            "encoding": plan_encoding(2 * len(roster), max(CLIPS), LARGEST_WEIGHT, 10.0, ring_bits),
+            "minimum_cohort": 2, "upload_seconds": 30.0, "sealed": sealed,
+        }  # fmt: skip
+        return Announcement(**{**values, **fields})
+
+    def update(self, number: int, seed: int) -> list[np.ndarray]:
+        """What one hospital's training changes in a round: within the clips, to their very ends."""
+        # A hospital sends an update once, so every session has its own.
+        generator = np.random.default_rng([number, seed, *self.session])
+        found = [generator.uniform(-clip, clip, shape) for clip, shape in zip(CLIPS, SHAPES, strict=True)]
+        found[0].flat[:2] = 1.0, -1.0
+        return found
+
+    def mean_update(self, number: int, seeds: Sequence[int] = (0, 1, 2)) -> list[np.ndarray]:
+        updates = [self.update(number, seed) for seed in seeds]
+        weights = [weight_of(seed) for seed in seeds]
+        return [np.average([one[i] for one in updates], axis=0, weights=weights) for i in range(len(SHAPES))]
+
+    def open(self, announcement: Announcement) -> Signed:
+        return self.collector.announce(announcement, Deadline.after(20), self.model)
+
+    def take_part(
+        self, announcement: Announcement, signed: Signed, seeds: Sequence[int] | None = None
+    ) -> Mapping[int, list[np.ndarray]]:
+        """Let hospitals fetch the model and upload; return the model that each of them trained."""
+        models = {}
+        for seed in range(len(self.clients)) if seeds is None else seeds:
+            client = self.clients[seed]
+            accepted = client.accept(signed.payload, signed.signature, self.model, CONFIG)
+            models[seed] = client.sealed_model(accepted, self.model)
+            update = self.update(announcement.round, seed) if announcement.phase == "train" else []
+            client.submit(accepted, update, weight_of(seed), {"loss": 1.0 + seed})
+        return models
+
+    def collect(self, announcement: Announcement) -> RoundResult:
+        return self.collector.collect(announcement, Deadline.after(30))
+
+    def round(self, number: int, base: int, **fields: Any) -> RoundResult:
+        """Run a whole round with every hospital."""
+        announcement = self.announcement(number, base, **fields)
+        self.take_part(announcement, self.open(announcement))
+        return self.collect(announcement)
 
 
-class SealedSite:
+class SealedSite(SealedRoundsOf):
     """Aggregators as services of this process; the collector plays the Flower server."""
 
     def __init__(
@@ -126,68 +186,3 @@ class SealedSite:
     def _stop(self) -> None:
         for name in list(self.servers):
             self.kill(name)
-
-    def links(self, name: str) -> TlsLinks:
-        return self._stack.enter_context(_closing(self.cluster.parties, self.keys.identity(name)))
-
-    def announcement(self, number: int = 1, base: int = 0, **fields: Any) -> Announcement:
-        roster = members(self.cluster.hospitals)
-        ring_bits = fields.pop("ring_bits", 32)
-        sealed = Sealed(
-            tuple(party.name for party in self.cluster.parties[:3]),
-            FRACTION_BITS,
-            base,
-            fields.pop("keep_closed", False),
-        )
-        values = {
-            "version": 1, "session": self.session, "round": number, "phase": "train",
-            "roster": roster,
-            "aggregators": members({one.name: one.public_key for one in self.cluster.parties}),
-            "vector_rule": "rotate", "reveal_to": "hospitals",
-            "recipient": Member("server", self.server.public_key),
-            "arrays": tuple(
-                ArraySpec(f"a{i}", "float32", shape, clip)
-                for i, (shape, clip) in enumerate(zip(SHAPES, CLIPS, strict=True))
-            ),
-            "array_digests": tuple(array_digest(one) for one in self.model),
-            "config": encode_config(CONFIG), "metrics": (MetricSpec("loss", 0.0, 10.0),),
-            "encoding": plan_encoding(2 * len(roster), max(CLIPS), LARGEST_WEIGHT, 10.0, ring_bits),
-            "minimum_cohort": 2, "upload_seconds": 30.0, "sealed": sealed,
-        }  # fmt: skip
-        return Announcement(**{**values, **fields})
-
-    def open(self, announcement: Announcement) -> Signed:
-        return self.collector.announce(announcement, Deadline.after(20), self.model)
-
-    def take_part(
-        self, announcement: Announcement, signed: Signed, seeds: Sequence[int] | None = None
-    ) -> Mapping[int, list[np.ndarray]]:
-        """Let hospitals fetch the model and upload; return the model that each of them trained."""
-        models = {}
-        for seed in range(len(self.clients)) if seeds is None else seeds:
-            client = self.clients[seed]
-            accepted = client.accept(signed.payload, signed.signature, self.model, CONFIG)
-            models[seed] = client.sealed_model(accepted, self.model)
-            update = update_of(announcement.round, seed) if announcement.phase == "train" else []
-            client.submit(accepted, update, weight_of(seed), {"loss": 1.0 + seed})
-        return models
-
-    def collect(self, announcement: Announcement) -> RoundResult:
-        return self.collector.collect(announcement, Deadline.after(30))
-
-    def round(self, number: int, base: int, **fields: Any) -> RoundResult:
-        """Run a whole round with every hospital."""
-        announcement = self.announcement(number, base, **fields)
-        self.take_part(announcement, self.open(announcement))
-        return self.collect(announcement)
-
-
-class _closing(TlsLinks):  # noqa: N801 - used like contextlib.closing
-    def __init__(self, parties: Any, identity: Path) -> None:
-        super().__init__(parties, Identity.load(identity))
-
-    def __enter__(self) -> TlsLinks:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
