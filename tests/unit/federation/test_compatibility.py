@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedsec.errors import UsageError
 from fedsec.federation.compatibility import REFUSED, check_strategy
+from fedsec.federation.strategy import SecureAggregation
 
 MEAN_ONLY = [
     flower.FedAvg,
@@ -61,6 +62,42 @@ def test_server_side_clipping_is_refused_and_told_where_to_clip() -> None:
     wrapped = flower.DifferentialPrivacyServerSideFixedClipping(FedAvg(), 1.0, 1.0, 10)
     with pytest.raises(UsageError, match="put fixedclipping_mod after"):
         check_strategy(wrapped)
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "reason"),
+    [
+        (
+            lambda: flower.DifferentialPrivacyServerSideAdaptiveClipping(FedAvg(), 1.0, 100),
+            "clips single updates on the server",
+        ),
+        (
+            lambda: flower.DifferentialPrivacyClientSideAdaptiveClipping(FedAvg(), 1.0, 100),
+            "reads a bit from every hospital's reply",
+        ),
+        (
+            lambda: flower.DifferentialPrivacyServerSideFixedClipping(FedAvg(), 1.0, 1.0, 10),
+            "clips single updates on the server",
+        ),
+    ],
+)
+def test_wrappers_that_read_single_replies_are_refused(wrapped: Any, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        check_strategy(wrapped())
+
+
+def test_an_accountant_that_checks_single_replies_is_refused() -> None:
+    class Accounting(FedAvg):
+        accountant = object()
+
+    with pytest.raises(UsageError, match="Accounting with an accountant cannot be secured: it checks"):
+        check_strategy(Accounting())
+
+
+def test_a_secured_strategy_is_not_secured_again() -> None:
+    secured = object.__new__(SecureAggregation)
+    with pytest.raises(UsageError, match="it is secured already; wrap a strategy once"):
+        check_strategy(secured)
 
 
 def test_a_wrapped_strategy_is_looked_into() -> None:
