@@ -38,9 +38,9 @@ from fedsec.errors import PeerLostError
 from fedsec.transport import Deadline
 
 HOST = "127.0.0.1"
-START_S = 60.0
+START_S = 120.0
 """Seconds until the SuperLink must answer; on an idle machine it takes about 2 s."""
-REGISTER_S = 60.0
+REGISTER_S = 120.0
 END_S = 8.0
 """Seconds to end in order; more than the guard's own patience, since it must not be killed itself."""
 CONNECTION = "run"

@@ -26,8 +26,8 @@ ENGINES: tuple[Engine, ...] = ("in-process", "ray", "deployment")
 
 MOST_SUPERNODES = 16
 """Hospitals of a deployment on one machine: each is three processes, and all load TensorFlow at once."""
-START_S = 120.0
-"""Seconds until the first round begins, and ten more for each hospital."""
+START_S = 300.0
+"""Seconds until the first round begins, and twenty more for each hospital: programs have to load."""
 _SLACK_S = 120.0
 _APPS = "fedsec.lab.flower_apps"
 TRUST_VARIABLE = "FEDSEC_TRUST"
@@ -104,13 +104,15 @@ def _follow(
     experiment: Experiment, flower: Flower, handover: Handover, on_round: Callable[[RoundReport], None]
 ) -> None:
     """Report each round; return when the server's app has ended well, raise its error when not."""
-    done, deadline = 0, Deadline.after(START_S + 10 * experiment.scenario.hospitals.count)
+    scenario = experiment.scenario
+    start = START_S + 20 * scenario.hospitals.count
+    done, deadline = 0, Deadline.after(start + _round_seconds(scenario))
     ended = False
     while not ended:
         # Asked first: what is found ended has written everything before.
         gone, ended = flower.ended(), handover.ended
         for report in handover.rounds(done):
-            done, deadline = done + 1, Deadline.after(_round_seconds(experiment.scenario))
+            done, deadline = done + 1, Deadline.after(_round_seconds(scenario))
             on_round(report)
             experiment.reporter.step()
         if gone and not ended:

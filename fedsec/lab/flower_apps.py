@@ -34,8 +34,8 @@ from fedsec.learning.data import load_mnist
 from fedsec.scenario import Scenario
 from fedsec.transport import Deadline
 
-HOSPITALS_S = 60.0
-"""Seconds until all hospitals must be connected, and five more for each of them."""
+HOSPITALS_S = 120.0
+"""Seconds until all hospitals must be connected, and ten more for each of them."""
 _LOOK_S = 0.5
 
 # The hospitals' side.
@@ -143,7 +143,7 @@ def _run_rounds(folder: RunFolder, grid: Grid, context: Context) -> None:
 
 def _wait_for_hospitals(grid: Grid, wanted: int) -> None:
     """Wait until as many SuperNodes are connected as the scenario has hospitals."""
-    deadline = Deadline.after(HOSPITALS_S + 5 * wanted)
+    deadline = Deadline.after(HOSPITALS_S + 10 * wanted)
     while (there := len(list(grid.get_node_ids()))) < wanted:
         if deadline.passed:
             raise DeadlineError(
