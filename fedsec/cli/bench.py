@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fedsec.bench import dp
 from fedsec.bench.aggregate_report import print_aggregate
 from fedsec.bench.engine import bench_engine, print_engine
 from fedsec.bench.links import bench_links, print_links
@@ -40,6 +41,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     aggregate.add_argument(
         "--quick", action="store_true", help="fewer hospitals and rounds, rough; about 20 seconds"
     )
+    training = _add(what, "dp", "DP-SGD beside Keras' fit of the same model", _dp)
+    training.add_argument("--quick", action="store_true", help="fewer images and passes, rough")
     links = _add(what, "links", "one communication round, beside bare sockets", _links)
     links.add_argument(
         "--rounds", type=int, default=_ROUNDS, metavar="N", help=f"of each size; {_ROUNDS} by default"
@@ -94,6 +97,14 @@ def _aggregate(options: argparse.Namespace) -> None:
         print_json(results)
     else:
         print_aggregate(results)
+
+
+def _dp(options: argparse.Namespace) -> None:
+    results = dp.bench_dp(dp.QUICK if options.quick else dp.FULL, _say)
+    if options.json:
+        print_json(results)
+    else:
+        dp.print_dp(results)
 
 
 def _links(options: argparse.Namespace) -> None:
