@@ -92,7 +92,7 @@ class AggregatorService:
         self._sealed = SealedRounds(
             identity, cluster.parties, state, self.aggregator.round, wait_s=agreement_s, meter=meter
         )
-        self._sealed.resume(self.aggregator.active())
+        self._sealed.maker.resume(self.aggregator.active())
         self._changed = threading.Condition()
         self._version = 0
         self._due = threading.Event()
@@ -130,7 +130,7 @@ class AggregatorService:
         self._notify()
         for links in self._links.values():
             links.interrupt()
-        self._sealed.stop()
+        self._sealed.maker.stop()
         for thread in self._threads:
             thread.join(timeout=_SEND_S)
         for links in self._links.values():
@@ -173,7 +173,7 @@ class AggregatorService:
             self._due.clear()
             try:
                 self.aggregator.advance()
-                self._sealed.look(self.aggregator.active())
+                self._sealed.maker.look(self.aggregator.active())
                 nap = self.aggregator.next_deadline() - time.time()
             except Exception as error:
                 # Whatever it is (no memory, a full disk): without its clock no round would ever end.

@@ -155,7 +155,7 @@ def test_the_next_round_erases_what_is_behind_and_each_party_keeps_two_states(fr
     assert numbers(fresh) == everywhere(fresh, 1, 2)
     for one in fresh.cluster.parties:
         assert not list((fresh.state(one.name) / "rounds").glob("*")), "no sum share outlives its round"
-        assert not fresh.services[one.name]._sealed._inboxes
+        assert not fresh.services[one.name]._sealed.maker.inboxes
 
 
 def test_an_update_whose_state_is_not_at_all_three_is_thrown_away(fresh):
