@@ -1,57 +1,34 @@
 """Everything that reads bytes from outside, as functions that may raise errors of ours and nothing else.
 
-Where a signature or digest stands before what is read, it is made anew: whoever attacks has a key.
+A digest that stands beside what is read is made anew; what is signed is in fuzz_rounds.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from aggregation_world import World
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import load_pem_x509_certificates
+from fuzz_rounds import aggregation_targets
 from fuzz_seeds import example, messages
+from fuzzing import KEPT, SOMEBODY, Target, folder
 from PIL import Image
 from small_plan import LOGITS
 
-from fedsec.aggregation.aggregator import Aggregator
-from fedsec.aggregation.encoding import ArraySpec, encode_update
-from fedsec.aggregation.messages import (
-    LABELS,
-    Announce,
-    ChainHead,
-    CloseUploads,
-    GetReceipt,
-    Hello,
-    ListStatement,
-    Receipt,
-    SetSignature,
-    SetStatement,
-    Signed,
-    Upload,
-    UploadHeader,
-    UploadList,
-    header_digest,
-)
-from fedsec.aggregation.parts import make_parts
-from fedsec.aggregation.receipts import check_receipt
+from fedsec.aggregation.encoding import ArraySpec
 from fedsec.aggregation.sealed_state import SealedState, SealedStates
-from fedsec.aggregation.signing import sign
 from fedsec.aggregation.trust import TrustFile, TrustLimits
 from fedsec.cluster.certificates import Authority
 from fedsec.cluster.keys import LocalKeys, make_local_keys, write_trust_files
-from fedsec.errors import FedsecError, PeerLostError, ProtocolError, RangeError, TrustError
+from fedsec.errors import FedsecError, PeerLostError, ProtocolError
 from fedsec.lab.images import read_pictures
 from fedsec.nn.plan import Plan
 from fedsec.nn.weights import load_weights, save_weights
@@ -61,56 +38,15 @@ from fedsec.scenario import Scenario
 from fedsec.serving import parts
 from fedsec.serving.weights import plan_from_wire
 from fedsec.sharing.replicated import RepShare
-from fedsec.transport import Channel, ClusterFile, Deadline, Identity, Meter, PartyConfig, Peer, Role
+from fedsec.transport import Channel, ClusterFile, Deadline, Identity, Meter, PartyConfig, Peer
 from fedsec.transport.bodies import decode, pack, unpack
 from fedsec.transport.frames import Direction
 from fedsec.transport.service import Refused, read_request
 
-_KEPT = ExitStack()
-"""Folders and services of targets; they live as long as the process."""
-_SOMEBODY = Peer("user", Role.USER, bytes(32), "00" * 32)
-_MODEL = [np.zeros((2, 3), np.float32), np.zeros(4, np.float32)]
-
-
-@dataclass(frozen=True)
-class Target:
-    """One reader.
-
-    Attributes:
-        name: What it reads.
-        read: Reads bytes; every error but a ``FedsecError`` is a defect.
-        seeds: Valid bytes.
-        trees: What seeds decode to, if they encode plain values.
-        encode: Encodes such values.
-        lines: Whether seeds are lines of ``key = value``.
-        needs: More than valid bytes, such as a round that is not there; the seeds are refused for its want.
-    """
-
-    name: str
-    read: Callable[[bytes], object]
-    seeds: tuple[bytes, ...]
-    trees: tuple[Any, ...] = ()
-    encode: Callable[[Any], bytes] = msgspec.msgpack.encode
-    lines: bool = False
-    needs: bool = False
-
-    def __str__(self) -> str:
-        return self.name
-
 
 def every_target() -> list[Target]:
     """Return all readers."""
-    return [*message_targets(), *request_targets(), *aggregation_targets(), *byte_targets(), *file_targets()]
-
-
-def close() -> None:
-    """End what targets have started, and remove their files."""
-    _KEPT.close()
-
-
-@cache
-def folder() -> Path:
-    return Path(_KEPT.enter_context(tempfile.TemporaryDirectory(prefix="fedsec-fuzz-")))
+    return [target for made in GROUPS.values() for target in made()]
 
 
 @cache
@@ -131,7 +67,7 @@ def message_targets() -> list[Target]:
     return [
         Target(
             f"message {kind.__module__}.{kind.__name__}",
-            partial(decode, kind=kind, peer=_SOMEBODY),
+            partial(decode, kind=kind, peer=SOMEBODY),
             (msgspec.msgpack.encode(example(kind)),),
             (example(kind),),
         )
@@ -170,7 +106,7 @@ def request_targets() -> list[Target]:
     config.state.mkdir()
     services = services_of(config, Identity.load(config.identity), cluster_file(), Meter())
     for service in services:
-        _KEPT.callback(service.stop)
+        KEPT.callback(service.stop)
     table = {f"{route.tag}/request": route for route in routes_of(services, Meter())}
     # Handlers of the aggregation wait for peers; they are below. A service that begins would connect.
     answered = {route.tag for route in services[-1].routes()} - {"serve", "open_link"}
@@ -209,153 +145,6 @@ def request_of(tree: Any) -> bytes:
     return bytes(8) + msgspec.msgpack.encode(tree)
 
 
-# What the aggregation signs: made anew for each payload, by whoever may sign it.
-
-
-class Stage:
-    """A round in memory, and how far the first aggregator had come in it: to that it goes back after a play.
-
-    Args:
-        name: Of its folder.
-        played: Whether the round was played to its end, so that there is something to hear of it.
-    """
-
-    def __init__(self, name: str, *, played: bool) -> None:
-        self.world = world = _KEPT.enter_context(World(folder() / name))
-        self._name, self._played = name, played
-        self._heard: list[tuple[Peer, msgspec.Struct]] = []
-        self._kept: dict[str, Path] = {}
-        self._at = ""
-        self.announcement = world.announcement()
-        world.open(self.announcement)
-        self._keep("open")
-        if not played:
-            return
-        self.parts = [self._parts_of(hospital) for hospital in world.hospitals]
-        for hospital, made in zip(world.hospitals, self.parts, strict=True):
-            for one in world.network.aggregators:
-                world.network.ask(hospital.peer, one, Upload(made.header), made.parts[one])
-        self._keep("uploaded")
-        self._listen()
-        world.close_uploads(self.announcement)
-        question = GetReceipt(self.announcement.id, self.parts[0].upload_id)
-        self.receipt = world.network.ask(world.hospitals[0].peer, "agg-0", question)[0]
-
-    def _parts_of(self, hospital: Any) -> Any:
-        words = encode_update(self.announcement.layout, _MODEL, 10, {"accuracy": 0.5, "loss": 1.0})
-        return make_parts(self.announcement, hospital, words)
-
-    def _keep(self, when: str) -> None:
-        self._kept[when] = folder() / f"{self._name}-{when}"
-        shutil.copytree(self.world.state_of("agg-0"), self._kept[when])
-
-    def _listen(self) -> None:
-        ask = self.world.network.ask
-
-        def hear(peer: Peer, name: str, message: msgspec.Struct, body: Any = b"") -> Any:
-            if name == "agg-0":
-                self._heard.append((peer, message))
-            return ask(peer, name, message, body)
-
-        self.world.network.ask = hear  # type: ignore[method-assign]
-
-    def said(self, kind: type[Any]) -> bytes:
-        """Return the payload of the second aggregator's statement."""
-        return next(
-            one.statement.payload
-            for peer, one in self._heard
-            if isinstance(one, kind) and peer.name == "agg-1"
-        )
-
-    def first(self, when: str) -> Aggregator:
-        """Return the first aggregator as it was then."""
-        if self._at != when:
-            self.world.network.aggregators["agg-0"].close()
-            state = self.world.state_of("agg-0")
-            shutil.rmtree(state)
-            shutil.copytree(self._kept[when], state)
-            self.world.network.aggregators["agg-0"] = self.world.start(self.world.parties[0])
-            if not self._played:
-                # Peers that have heard nothing but greetings may hear one again.
-                self.world.network.pump()
-            self._at = when
-        return self.world.network.aggregators["agg-0"]
-
-    def play(self, payload: bytes, part: Callable[[Stage, bytes], object]) -> None:
-        try:
-            part(self, payload)
-        except (ProtocolError, TrustError, RangeError):
-            raise
-        except BaseException:
-            self._at = ""
-            raise
-        self._at = ""
-
-    def until_lists(self) -> Aggregator:
-        """Bring the first aggregator to where it waits for the others' sets."""
-        aggregator = self.first("uploaded")
-        aggregator.handle(self.world.server.peer, CloseUploads(self.announcement.id))
-        aggregator.advance()
-        for peer, message in self._heard:
-            if isinstance(message, UploadList):
-                aggregator.handle(peer, message)
-        aggregator.advance()
-        return aggregator
-
-
-def _announce(stage: Stage, payload: bytes) -> None:
-    world = stage.world
-    signed = Signed(payload, sign(world.server, "announcement", payload))
-    with suppress(FedsecError):
-        config = {"lr": 0.01, "epochs": 1}
-        world.trust(world.hospitals[0]).check(payload, signed.signature, _MODEL, config)
-    stage.first("open").handle(world.server.peer, Announce(signed))
-
-
-def _upload(stage: Stage, payload: bytes) -> None:
-    own, aggregator = stage.world.hospitals[0], stage.first("open")
-    message = Upload(Signed(payload, sign(own, LABELS[UploadHeader], payload)))
-    aggregator.most_upload_bytes(message)
-    aggregator.handle(own.peer, message, [stage.parts[0].parts["agg-0"]])
-
-
-def _statement(stage: Stage, payload: bytes, kind: type[msgspec.Struct]) -> None:
-    peer = stage.world.parties[1]
-    signed = Signed(payload, sign(peer, LABELS[kind], payload))
-    if kind is SetStatement:
-        stage.until_lists().handle(peer.peer, SetSignature(signed))
-    elif kind is ListStatement:
-        stage.first("uploaded").handle(peer.peer, UploadList(signed))
-    else:
-        stage.first("uploaded").handle(peer.peer, Hello(peer.name, signed))
-
-
-def _receipt(stage: Stage, payload: bytes) -> None:
-    receipt, mine = decode(payload, Receipt, _SOMEBODY), stage.parts[0]
-    header = header_digest(mine.header.payload)
-    check_receipt(stage.announcement, stage.world.hospitals[0].name, mine.upload_id, header, receipt)
-
-
-def aggregation_targets() -> list[Target]:
-    fresh, stage = Stage("fresh", played=False), Stage("played", played=True)
-    announcement = fresh.announcement.encode()
-    cases: tuple[tuple[str, Callable[[Stage, bytes], object], bytes], ...] = (
-        ("upload header", _upload, stage.parts[0].header.payload),
-        ("list of uploads", partial(_statement, kind=ListStatement), stage.said(UploadList)),
-        ("included set", partial(_statement, kind=SetStatement), stage.said(SetSignature)),
-        ("chain head", partial(_statement, kind=ChainHead), msgspec.msgpack.encode(ChainHead(1, bytes(32)))),
-        ("receipt", _receipt, stage.receipt),
-    )
-    trees = (msgspec.msgpack.decode(announcement),)
-    return [
-        Target("announcement", partial(fresh.play, part=_announce), (announcement,), trees),
-        *(
-            Target(name, partial(stage.play, part=part), (payload,), (msgspec.msgpack.decode(payload),))
-            for name, part, payload in cases
-        ),
-    ]
-
-
 # Other bytes of peers.
 
 
@@ -371,7 +160,7 @@ def byte_targets() -> list[Target]:
     plan = LOGITS.to_json()
     return [
         Target("header of a frame", _frame_header, (header,)),
-        Target("request in a frame", partial(unpack, peer=_SOMEBODY), tuple(frames)),
+        Target("request in a frame", partial(unpack, peer=SOMEBODY), tuple(frames)),
         Target("part of a query", _part, parts.split(np.zeros(5, RING64.dtype))),
         Target("certificate", Peer.from_certificate, (_certificate(),)),
         Target("plan on the wire", _plan, (plan,), (json.loads(plan),), msgspec.json.encode),
@@ -484,3 +273,12 @@ def _sealed_state(data: bytes) -> SealedState:
     path = folder() / "sealed" / _SESSION.hex() / "1.state"
     path.write_bytes(data + hashlib.sha256(data).digest())
     return SealedStates(folder()).read(_SESSION, 1)
+
+
+GROUPS: dict[str, Callable[[], list[Target]]] = {
+    "messages": message_targets,
+    "requests": request_targets,
+    "rounds": aggregation_targets,
+    "bytes": byte_targets,
+    "files": file_targets,
+}
