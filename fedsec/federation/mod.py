@@ -16,30 +16,22 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, Metadata, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, Metadata, MetricRecord
 from flwr.clientapp.typing import ClientAppCallable
 
-from fedsec.aggregation.announcement import Announcement, ConfigValue, RoundId
+from fedsec.aggregation.announcement import Announcement, RoundId
 from fedsec.aggregation.client import HospitalClient
 from fedsec.aggregation.trust import TrustFile
-from fedsec.errors import FedsecError, InputError, RoundAbortedError, TrustError, UsageError
+from fedsec.errors import FedsecError, RoundAbortedError, UsageError
+from fedsec.federation.orders import Order, Result
 from fedsec.federation.records import (
-    ANNOUNCEMENT_KEY,
-    RECORD,
-    SIGNATURE_KEY,
     STORED,
-    WEIGHTED_BY_KEY,
-    array_names,
-    config_items,
-    only_arrays,
-    plain_content,
     status_content,
 )
 from fedsec.transport import Deadline, Meter
@@ -64,7 +56,7 @@ class SecureAggregationMod:
     def __init__(self) -> None:
         self._clients: dict[Path, HospitalClient] = {}
         self._meters: dict[Path, Meter] = {}
-        self._sealed: dict[Path, tuple[Announcement, _Order]] = {}
+        self._sealed: dict[Path, tuple[Announcement, Order]] = {}
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Answer one message of the ServerApp.
@@ -122,7 +114,7 @@ class SecureAggregationMod:
 
     def _accept(self, message: Message, context: Context) -> _Task:
         """Check a message; nothing in here has seen the hospital's data."""
-        order = _Order.read(message, context)
+        order = Order.read(message, context)
         path = trust_path(context)
         client = self._client(path)
         announcement = client.accept(
@@ -192,88 +184,18 @@ def _file_of(folder: Path, partition: object) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
-    """What the ServerApp asks for, taken apart: every part is compared with the announcement."""
-
-    phase: str
-    announcement: bytes
-    signature: bytes
-    weighted_by: str
-    names: list[str]
-    arrays: dict[str, npt.NDArray[np.generic]]
-    config: dict[str, ConfigValue]
-    content: RecordDict
-
-    @classmethod
-    def read(cls, message: Message, context: Context) -> _Order:
-        phase = message.metadata.message_type
-        if phase not in {"train", "evaluate"}:
-            raise TrustError(
-                f"expected a message of type train or evaluate, got {phase}: its answer could carry "
-                "anything, so the app is not asked"
-            )
-        content = RecordDict(dict(message.content))
-        ours = content.pop(RECORD, None)
-        if not isinstance(ours, ConfigRecord):
-            raise TrustError(
-                "the message has no announcement: the ServerApp asks for an update in the clear; nothing was "
-                "trained. Wrap its strategy in SecureAggregation"
-            )
-        given = only_arrays(content)
-        if given is None:
-            raise TrustError("expected one ArrayRecord and otherwise ConfigRecords; nothing was trained")
-        name, record = given
-        weighted_by = str(ours.get(WEIGHTED_BY_KEY))
-        arrays = {key: array.numpy() for key, array in record.items()}
-        return cls(
-            phase=phase,
-            announcement=_bytes(ours, ANNOUNCEMENT_KEY),
-            signature=_bytes(ours, SIGNATURE_KEY),
-            weighted_by=weighted_by,
-            names=array_names(name, record),
-            arrays=arrays,
-            config=config_items(content.config_records, context.run_config, weighted_by),
-            content=plain_content(name, arrays, content.config_records),
-        )
-
-    def as_given(self, model: list[npt.NDArray[np.float64]]) -> dict[str, npt.NDArray[np.generic]]:
-        """Return a sealed model's arrays under the names and with the dtypes of those that came."""
-        return {
-            name: new.astype(old.dtype) for (name, old), new in zip(self.arrays.items(), model, strict=True)
-        }
-
-    def about(self, model: list[npt.NDArray[np.float64]]) -> _Order:
-        """Return the same order about a sealed model: the app gets it in place of the arrays that came.
-
-        The update is taken from its exact parameters, not from what their dtype leaves of them.
-        """
-        (name,) = self.content.array_records
-        content = plain_content(name, self.as_given(model), self.content.config_records)
-        exact: dict[str, npt.NDArray[np.generic]] = dict(zip(self.arrays, model, strict=True))
-        return replace(self, arrays=exact, content=content)
-
-    def check(self, announcement: Announcement) -> None:
-        """Compare what the trust file's own check does not see: the phase and the names of the arrays."""
-        if announcement.phase != self.phase:
-            raise TrustError(f"a {self.phase} message came with an announcement for {announcement.phase}")
-        announced = [spec.name for spec in announcement.arrays]
-        if announced != self.names:
-            raise TrustError("the arrays have other names than the announced ones; nothing was trained")
-
-
-@dataclass(frozen=True, slots=True)
 class _Task:
     """An accepted order of the ServerApp."""
 
     path: Path
     client: HospitalClient
-    order: _Order
+    order: Order
     announcement: Announcement
 
     def run(self, message: Message, context: Context, call_next: ClientAppCallable) -> bytes:
         """Train or evaluate, share what came out and return the upload id."""
         reply = call_next(self._plain(message), context)
-        result = _Result.read(reply, self.order, self.announcement)
+        result = Result.read(reply, self.order, self.announcement)
         base = list(self.order.arrays.values()) if self.announcement.phase == "train" else None
         return self.client.submit(
             self.announcement, result.trained, result.num_examples, result.metrics, base=base, saturate=True
@@ -300,70 +222,6 @@ class _Task:
         plain = copy.copy(message)
         plain.__dict__.update(_metadata=metadata, _content=self.order.content)
         return plain
-
-
-@dataclass(frozen=True, slots=True)
-class _Result:
-    """What the training code returned, in the announcement's order."""
-
-    trained: list[npt.NDArray[np.generic]]
-    num_examples: int
-    metrics: dict[str, float]
-
-    @classmethod
-    def read(cls, reply: Message, order: _Order, announcement: Announcement) -> _Result:
-        if reply.has_error():
-            raise InputError(
-                f"the app answered with Flower's error code {reply.error.code}; nothing was sent"
-            )
-        values: Mapping[str, object] = _only(reply.content.metric_records, "MetricRecord")
-        num_examples = values.get(order.weighted_by)
-        if isinstance(num_examples, bool) or not isinstance(num_examples, int):
-            raise InputError(f"expected the metric '{order.weighted_by}' as an integer; nothing was sent")
-        trained = []
-        if announcement.phase == "train":
-            trained = _trained(_only(reply.content.array_records, "ArrayRecord"), order.arrays)
-        return cls(
-            trained=trained,
-            num_examples=num_examples,
-            metrics={spec.name: _metric(values, spec.name) for spec in announcement.metrics},
-        )
-
-
-def _trained(
-    record: ArrayRecord, before: Mapping[str, npt.NDArray[np.generic]]
-) -> list[npt.NDArray[np.generic]]:
-    if record.keys() != before.keys():
-        raise InputError("the app returned arrays of other names than it was given; nothing was sent")
-    trained = []
-    for name, old in before.items():
-        new = record[name].numpy()
-        if new.shape != old.shape:
-            raise InputError(
-                f"array '{name}': expected shape {old.shape} as given, got {new.shape}; nothing was sent"
-            )
-        trained.append(new)
-    return trained
-
-
-def _metric(values: Mapping[str, object], name: str) -> float:
-    value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"expected the announced metric '{name}' as a number; nothing was sent")
-    return float(value)
-
-
-def _only(records: Mapping[str, _Record], kind: str) -> _Record:
-    if len(records) != 1:
-        raise InputError(f"expected one {kind} in the app's reply, got {len(records)}; nothing was sent")
-    return next(iter(records.values()))
-
-
-def _bytes(record: ConfigRecord, key: str) -> bytes:
-    value = record.get(key)
-    if not isinstance(value, bytes):
-        raise TrustError(f"expected the {key} as bytes in the message; nothing was trained")
-    return value
 
 
 def _log_refusal(error: Exception) -> None:

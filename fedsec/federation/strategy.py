@@ -12,13 +12,9 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict, UserConfig
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict, UserConfig
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
@@ -32,6 +28,7 @@ from fedsec.aggregation.collector import Collector, RoundResult
 from fedsec.errors import RoundAbortedError, UsageError
 from fedsec.federation.compatibility import check_strategy, common_content
 from fedsec.federation.deployment import Aggregators, cluster_file, server_identity
+from fedsec.federation.exchange import OpenRound, Phase, SecureRound
 from fedsec.federation.plan import RoundPlan, announce_round
 from fedsec.federation.records import (
     ANNOUNCEMENT_KEY,
@@ -48,38 +45,9 @@ from fedsec.federation.records import (
 from fedsec.federation.sealed import SealedModel, SealedRun
 from fedsec.transport import Deadline, Identity, Meter
 
-Phase = Literal["train", "evaluate"]
+__all__ = ["Phase", "SecureAggregation", "SecureRound"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SecureRound:
-    """What the ServerApp knows of one secured exchange, for logs and reports.
-
-    Attributes:
-        server_round: The federated round.
-        phase: ``train`` or ``evaluate``.
-        statuses: How many hospitals answered with each status code.
-        result: The opened average and who is in it; None when the round was aborted.
-        aborted: Why there is no result; empty otherwise.
-        seconds: From the last reply to the decoded average.
-    """
-
-    server_round: int
-    phase: Phase
-    statuses: dict[str, int] = field(default_factory=dict)
-    result: RoundResult | None = None
-    aborted: str = ""
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _OpenRound:
-    announcement: Announcement
-    order: Message
-    record_name: str
-    base: dict[str, npt.NDArray[Any]]
 
 
 class SecureAggregation(Strategy):
@@ -127,7 +95,7 @@ class SecureAggregation(Strategy):
         self._collector = Collector(self._cluster.parties, self._identity, meter=self.meter)
         self._session = b""
         self._position = -1
-        self._open: _OpenRound | None = None
+        self._open: OpenRound | None = None
         self._sealed = SealedRun(self.plan, self._cluster, inner)
 
     @property
@@ -208,12 +176,7 @@ class SecureAggregation(Strategy):
             return None, None
         if opened.announcement.sealed is not None:
             return self._initial_again(opened, server_round, result)
-        averaged = ArrayRecord(
-            {
-                name: Array(np.asarray(before + mean, dtype=_averaged_dtype(before.dtype)))
-                for (name, before), mean in zip(opened.base.items(), result.arrays, strict=True)
-            }
-        )
+        averaged = opened.moved(result.arrays)
         reply = one_reply(opened.order, (opened.record_name, averaged), self._numbers(result))
         return self.inner.aggregate_train(server_round, [reply])
 
@@ -286,7 +249,7 @@ class SecureAggregation(Strategy):
 
     def _open_round(
         self, phase: Phase, server_round: int, order: Message, given: tuple[str, ArrayRecord]
-    ) -> _OpenRound:
+    ) -> OpenRound:
         record_name, record = given
         base = {name: array.numpy() for name, array in record.items()}
         round_id = RoundId(self._session_for(phase, server_round), server_round, phase)
@@ -305,7 +268,7 @@ class SecureAggregation(Strategy):
                 "fraction_evaluate=0.0",
                 server_round,
             )
-        return _OpenRound(announcement, order, record_name, base)
+        return OpenRound(announcement, order, record_name, base)
 
     def _session_for(self, phase: Phase, server_round: int) -> bytes:
         """Return the session of this exchange; a new one when the rounds count from 1 again."""
@@ -317,7 +280,7 @@ class SecureAggregation(Strategy):
 
     def _collect(
         self, phase: Phase, server_round: int, replies: Iterable[Message]
-    ) -> tuple[_OpenRound | None, RoundResult | None]:
+    ) -> tuple[OpenRound | None, RoundResult | None]:
         opened, self._open = self._open, None
         statuses = Counter(status_of(reply) for reply in replies)
         if opened is None:
@@ -354,10 +317,10 @@ class SecureAggregation(Strategy):
         return aborted
 
     def _initial_again(
-        self, opened: _OpenRound, server_round: int, result: RoundResult
+        self, opened: OpenRound, server_round: int, result: RoundResult
     ) -> tuple[ArrayRecord, MetricRecord | None]:
         """Return the initial parameters, all that the ServerApp has of a sealed model, and the metrics."""
-        initial = ArrayRecord({name: Array(array) for name, array in opened.base.items()})
+        initial = opened.unmoved()
         reply = one_reply(opened.order, (opened.record_name, initial), self._numbers(result))
         _, metrics = self.inner.aggregate_train(server_round, [reply])
         return initial, metrics
@@ -372,8 +335,3 @@ class SecureAggregation(Strategy):
 
     def _numbers(self, result: RoundResult) -> dict[str, float]:
         return {self._weighted_by: result.total_weight, **result.metrics}
-
-
-def _averaged_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype of an average: integers and booleans become float64, as in plain Flower."""
-    return dtype if dtype.kind == "f" else np.dtype(np.float64)
