@@ -45,6 +45,7 @@ from fedsec.errors import FedsecError, ProtocolError, RoundAbortedError, StateEr
 from fedsec.transport import Peer
 
 MOST_REASON = 500
+_MOST_FINAL = 8
 
 
 class Aggregator:
@@ -71,6 +72,7 @@ class Aggregator:
         self._farewells: set[Outgoing] = set()
         self._rounds = {row.key: self._load(row) for row in self._store.rounds()}
         self._unclean: list[Round] = []
+        self._final: dict[bytes, Round] = {}
         self._reception = Reception(self._context, self.lock, self._find)
         self._remove_orphans()
         self._handlers: dict[type[Any], Callable[[Peer, Any], tuple[msgspec.Struct, bytes]]] = {
@@ -262,7 +264,7 @@ class Aggregator:
 
     def _leave(self, round_: Round) -> None:
         del self._rounds[round_.key]
-        self._unclean.append(round_)
+        self._unclean.append(self._remembered(round_))
         if round_.state is State.ABORTED:
             message = AbortRound(round_.announcement.id, round_.reason)
             counter = self._store.chain().counter
@@ -271,12 +273,20 @@ class Aggregator:
 
     def _find(self, round_id: RoundId) -> Round:
         fits = len(round_id.session) == SESSION_BYTES and 0 <= round_id.round <= MOST_ROUNDS
-        row = self._store.round(round_id.key) if fits and round_id.key not in self._rounds else None
-        if fits and round_id.key in self._rounds:
-            return self._rounds[round_id.key]
+        known = self._rounds.get(round_id.key) or self._final.get(round_id.key) if fits else None
+        if known is not None:
+            return known
+        row = self._store.round(round_id.key) if fits else None
         if row is None:
             raise ProtocolError(f"'{self.name}' was not told of that round")
-        return self._load(row)
+        return self._remembered(self._load(row))
+
+    def _remembered(self, round_: Round) -> Round:
+        """Keep a final round in memory for a while: every hospital comes for its receipt."""
+        self._final[round_.key] = round_
+        if len(self._final) > _MOST_FINAL:
+            del self._final[next(iter(self._final))]
+        return round_
 
     def _load(self, row: RoundRow) -> Round:
         return Round(self._context, row, decode_announcement(row.announcement.payload))

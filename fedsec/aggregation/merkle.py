@@ -16,22 +16,37 @@ def leaf(round_key: bytes, hospital: str, upload_id: bytes, header: bytes) -> by
     return digest("leaf", round_key, hospital.encode(), upload_id, header)
 
 
+class Tree:
+    """The tree over at least one leaf, with every level, for paths of many leaves.
+
+    Attributes:
+        root: The root, over the number of leaves and the top node.
+    """
+
+    def __init__(self, leaves: Sequence[bytes]) -> None:
+        self._levels = [list(leaves)]
+        while len(self._levels[-1]) > 1:
+            self._levels.append(_above(self._levels[-1]))
+        self.root = digest("root", len(leaves).to_bytes(8, "big"), self._levels[-1][0])
+
+    def path(self, index: int) -> tuple[bytes, ...]:
+        """Return the sibling hashes from leaf ``index`` up; an unpaired node has no sibling on its level."""
+        siblings = []
+        for level in self._levels[:-1]:
+            if (sibling := index ^ 1) < len(level):
+                siblings.append(level[sibling])
+            index //= 2
+        return tuple(siblings)
+
+
 def root(leaves: Sequence[bytes]) -> bytes:
     """Return the root over at least one leaf."""
-    level = list(leaves)
-    while len(level) > 1:
-        level = _above(level)
-    return digest("root", len(leaves).to_bytes(8, "big"), level[0])
+    return Tree(leaves).root
 
 
 def path(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
-    """Return the sibling hashes from leaf ``index`` up; an unpaired node has no sibling on its level."""
-    level, siblings = list(leaves), []
-    while len(level) > 1:
-        if (sibling := index ^ 1) < len(level):
-            siblings.append(level[sibling])
-        level, index = _above(level), index // 2
-    return tuple(siblings)
+    """Return the sibling hashes from leaf ``index`` up; see :meth:`Tree.path`."""
+    return Tree(leaves).path(index)
 
 
 def root_from_path(leaf_hash: bytes, index: int, count: int, siblings: Sequence[bytes]) -> bytes | None:

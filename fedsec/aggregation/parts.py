@@ -63,7 +63,7 @@ class PartWriter:
         self._draft = path.with_suffix(f".{secrets.token_hex(4)}.draft")
         self._expected, self._written, self._begun = size, 0, 0
         self._lock = threading.Lock()
-        self._replaced = False
+        self._replaced = self._committed = False
         with _disk_errors():
             self._file = self._draft.open("xb", buffering=0)
 
@@ -80,10 +80,14 @@ class PartWriter:
     def give_way(self) -> None:
         """Free the draft's space at once and refuse what still arrives; any thread may say this.
 
+        A part that is whole and has its final name stays.
+
         Raises:
             StateError: The disk does not take it.
         """
         with self._lock, _disk_errors():
+            if self._committed:
+                return
             self._replaced = True
             if not self._file.closed:
                 self._file.truncate(0)
@@ -133,7 +137,12 @@ class PartWriter:
         with self._lock, _disk_errors():
             self._require_mine()
             self._draft.replace(self._final)
+            self._committed = True
             _sync_folder(self._final.parent)
+
+    def withdraw(self) -> None:
+        """Remove a part that was committed and is not to be kept after all."""
+        self._final.unlink(missing_ok=True)
 
     def _require_mine(self) -> None:
         if self._replaced:

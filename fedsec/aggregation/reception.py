@@ -24,7 +24,7 @@ from fedsec.aggregation.parts import PartChecksum, PartWriter, part_bytes
 from fedsec.aggregation.round import Round
 from fedsec.aggregation.signing import Buffer, sign
 from fedsec.aggregation.uploads import check_header, read_header
-from fedsec.errors import ProtocolError
+from fedsec.errors import FedsecError, ProtocolError
 from fedsec.sharing.compressed import SEED_BYTES
 from fedsec.transport import Peer
 
@@ -91,6 +91,9 @@ class Reception:
             with writer:
                 self._receive(arrival, chunks, size)
                 difference = arrival.checksum.difference()
+                # The disk is waited for without the lock, too.
+                writer.sync()
+                writer.commit()
                 with self._lock:
                     return self._keep(arrival, difference)
         finally:
@@ -106,7 +109,6 @@ class Reception:
             arrival.writer.write(chunk)
             state.update(chunk)
             arrival.checksum.add(chunk)
-        arrival.writer.sync()
         if state.digest() != header.digests[header.recipients.index(self._me)]:
             raise ProtocolError(
                 f"the part of '{header.hospital}' is not the one its header names; it was dropped"
@@ -114,10 +116,17 @@ class Reception:
 
     def _keep(self, arrival: _Arrival, difference: int) -> Stored:
         round_, header, digest = arrival.round, arrival.header, arrival.digest
-        round_.require_open()
-        if (stored := self._stored(round_, header, digest)) is not None:
+        try:
+            round_.require_open()
+            stored = self._stored(round_, header, digest)
+        except FedsecError:
+            # Too late, or another upload was faster. No row names the file, unless it came twice.
+            known = self._context.store.upload(round_.key, header.hospital)
+            if known is None or known.entry.header_digest != digest:
+                arrival.writer.withdraw()
+            raise
+        if stored is not None:
             return stored
-        arrival.writer.commit()
         payload = stored_payload(header.round, header.upload_id, digest, self._me)
         signature = sign(self._context.signer, STORED_LABEL, payload)
         entry = ListEntry(header.hospital, header.upload_id, digest, difference)

@@ -13,7 +13,7 @@ away only in ``agreed`` and only to the recipient in the announcement. ``finishe
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from fedsec.aggregation import merkle
 from fedsec.aggregation.agreement import included_set, leaves, without_other_models
@@ -41,6 +41,14 @@ from fedsec.ring import RingArray
 _log = logging.getLogger(__name__)
 
 
+class _Proofs:
+    """What receipts are made of: every hospital of a round asks for one."""
+
+    def __init__(self, round_key: bytes, included: Sequence[IncludedUpload]) -> None:
+        self.tree = merkle.Tree(leaves(round_key, included))
+        self.places = {(one.hospital, one.upload_id): index for index, one in enumerate(included)}
+
+
 class Round:
     """The state of one round; every method leaves the store consistent, also when it raises."""
 
@@ -58,6 +66,7 @@ class Round:
         self._vector_hospitals = announcement.vector_hospitals(self._me)
         self._statements = Statements(context, announcement)
         self._checksum: Checksum | None = None
+        self._proofs: _Proofs | None = None
         self._clean = False
 
     def __repr__(self) -> str:
@@ -218,11 +227,11 @@ class Round:
             return Receipt("aborted")
         if self.state not in {State.AGREED, State.FINISHED}:
             return Receipt("pending")
-        included = self._context.store.included(self.key)
-        for index, one in enumerate(included):
-            if (one.hospital, one.upload_id) == (hospital, upload_id):
-                path = merkle.path(leaves(self.key, included), index)
-                return Receipt("included", "", index, path, self._set_statements())
+        if self._proofs is None:
+            self._proofs = _Proofs(self.key, self._context.store.included(self.key))
+        if (index := self._proofs.places.get((hospital, upload_id))) is not None:
+            path = self._proofs.tree.path(index)
+            return Receipt("included", "", index, path, self._set_statements())
         reasons = {one.hospital: one.reason for one in self._context.store.excluded(self.key)}
         return Receipt("excluded", reasons.get(hospital, "missing"))
 
