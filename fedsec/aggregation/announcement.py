@@ -215,7 +215,7 @@ def sign_announcement(announcement: Announcement, server: Signer) -> bytes:
 def array_digest(array: npt.NDArray[Any]) -> bytes:
     """Return SHA-256 of the array's bytes, little-endian, in C order."""
     contiguous = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return hashlib.sha256(contiguous.tobytes()).digest()
+    return hashlib.sha256(contiguous.reshape(-1).view(np.uint8).data).digest()
 
 
 def encode_config(config: Mapping[str, ConfigValue]) -> tuple[tuple[str, bytes], ...]:

@@ -6,10 +6,13 @@ a key that reaches the training code and is not in it would be a way to treat on
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
+import numpy.lib.format as npy
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict, UserConfig
 
@@ -28,6 +31,9 @@ STORED = "stored"
 """The status of an upload that every aggregator has stored; any other is the code of an error."""
 
 EMPTY_ARRAYS = "arrays"
+
+_NUMPY = "numpy.ndarray"
+_FIRST_VERSION = npy.magic(1, 0)
 
 
 def config_items(
@@ -59,6 +65,21 @@ def array_names(record_name: str, record: ArrayRecord) -> list[str]:
     return [f"{_part(record_name)}/{key}" for key in record]
 
 
+def numpy_of(array: Array) -> npt.NDArray[np.generic]:
+    """Return what ``array.numpy()`` returns, without a copy where that is possible; not to be written to."""
+    stream = io.BytesIO(array.data)
+    if array.stype != _NUMPY or not array.data.startswith(_FIRST_VERSION):
+        return array.numpy()
+    npy.read_magic(stream)
+    shape, fortran_order, dtype = npy.read_array_header_1_0(stream)
+    count = math.prod(shape)
+    left = len(array.data) - stream.tell()
+    if fortran_order or dtype.hasobject or not count or left < count * dtype.itemsize:
+        return array.numpy()
+    values: npt.NDArray[np.generic] = np.frombuffer(array.data, dtype, count=count, offset=stream.tell())
+    return values.reshape(shape)
+
+
 def plain_content(
     record_name: str, arrays: Mapping[str, npt.NDArray[np.generic]], records: Mapping[str, ConfigRecord]
 ) -> RecordDict:
@@ -67,12 +88,20 @@ def plain_content(
     How the arrays were packed and in which order records and keys came is the server's to choose for each
     hospital; none of it reaches the training code.
     """
-    # In the byte order and memory order of the announced digests.
-    same = {key: one.astype(one.dtype.newbyteorder("<"), order="C") for key, one in arrays.items()}
-    content = RecordDict({record_name: ArrayRecord({key: Array(one) for key, one in same.items()})})
+    content = RecordDict({record_name: ArrayRecord({key: _packed(one) for key, one in arrays.items()})})
     for name in sorted(records):
         content[name] = ConfigRecord({key: records[name][key] for key in sorted(records[name])})
     return content
+
+
+def _packed(array: npt.NDArray[np.generic]) -> Array:
+    """Pack an array as Flower does, in the byte order and memory order of the announced digests."""
+    same = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(array.shape)
+    header = io.BytesIO()
+    npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(same))
+    return Array(
+        dtype=str(same.dtype), shape=same.shape, stype=_NUMPY, data=b"".join((header.getvalue(), same.data))
+    )
 
 
 def _part(name: str) -> str:
