@@ -44,6 +44,8 @@ from fedsec.transport import ClusterFile, Deadline, Endpoint, Identity, Meter
 
 AVERAGER, AVERAGER_NAME = "fedsec.bench.aggregate_averager", "averager"
 PARTIES = 3
+AT_ONCE = 4
+"""Hospitals at work at the same time, where they send something."""
 _OPEN_S = 120.0
 _WAYS = ("flower", "wired", "secure")
 
@@ -166,11 +168,12 @@ class Site:
         if name == "flower":
             return Way(fixed, fed_avg())
         if name == "wired":
-            return Way(fixed, AveragedElsewhere(self._endpoint, self.server), [self._wired])
+            strategy = AveragedElsewhere(self._endpoint, self.server)
+            return Way(fixed, strategy, [self._wired], at_once=AT_ONCE)
         names = self.names[: fixed.hospitals]
         cluster = replace(self.file, hospitals={one: self.file.hospitals[one] for one in names})
-        strategy = SecureAggregation(fed_avg(), cluster, self.server, plan=plan_of(fixed))
-        return Way(fixed, strategy, [self.mod], self.trust[: fixed.hospitals])
+        secure = SecureAggregation(fed_avg(), cluster, self.server, plan=plan_of(fixed))
+        return Way(fixed, secure, [self.mod], self.trust[: fixed.hospitals], at_once=AT_ONCE)
 
     def aggregator_cpu_s(self) -> float:
         """Return the processor time of all aggregators so far."""
