@@ -26,6 +26,7 @@ from fedsec.aggregation.announcement import (
 from fedsec.aggregation.signing import PUBLIC_KEY_BYTES, check_signature
 from fedsec.errors import TrustError, UsageError
 from fedsec.transport import Endpoint, toml
+from fedsec.transport.access import require_own, require_private
 
 TRUST_VERSION = 1
 SECRET_BYTES = 32
@@ -108,9 +109,13 @@ class TrustFile:
 
         Raises:
             UsageError: The file cannot be read, a key is unknown, missing or has a wrong type.
+            TrustError: Others can write it, or read the hospitals' secret in it.
         """
         path = Path(path)
         table = toml.read(path)
+        require_own(path)
+        if "secret" in table:
+            require_private(path, "the hospitals' secret")
         keys = ("version", "identity", "state", "server", "limits", "aggregators", "roster")
         toml.refuse_unknown(table, (*keys, "secret"), str(path), required=keys)
         if table["version"] != TRUST_VERSION:

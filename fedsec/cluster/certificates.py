@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedsec.errors import UsageError
+from fedsec.transport.access import require_private
 from fedsec.transport.identity import URI_PREFIX, Role, check_name
 
 VALID_DAYS = 825
@@ -75,6 +76,7 @@ class Authority:
 
         Raises:
             UsageError: There is none, or its files cannot be read.
+            TrustError: Others can read its key.
         """
         folder = Path(folder)
         try:
@@ -85,6 +87,7 @@ class Authority:
                 f"expected {_CERTIFICATE} and {_KEY} of an authority in {folder}, which cannot be "
                 "read; `fedsec keys authority` makes one"
             ) from error
+        require_private(folder / _KEY, "the authority's key")
         if not isinstance(key, Ed25519PrivateKey):
             raise UsageError(f"expected an Ed25519 key in {folder / _KEY}, got {type(key).__name__}")
         return cls(folder, certificate, key)

@@ -13,6 +13,7 @@ from typing import Any
 
 from fedsec.errors import TrustError, UsageError
 from fedsec.transport import toml
+from fedsec.transport.access import require_own
 from fedsec.transport.identity import PUBLIC_KEY_BYTES, Peer, Role, check_name
 
 VERSION = 1
@@ -191,9 +192,11 @@ class ClusterFile:
         Raises:
             UsageError: It cannot be read, or a key or value is none that it can have; an unknown key
                 names the nearest known one.
+            TrustError: Others can write it.
         """
         where = str(path)
         table = toml.read(Path(path))
+        require_own(Path(path))
         toml.refuse_unknown(table, _KEYS, where, required=("version", "authority", "parties"))
         if table["version"] != VERSION:
             raise UsageError(f"{where}: expected version {VERSION}, got {table['version']!r}; write it again")

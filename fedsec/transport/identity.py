@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from cryptography.x509.oid import NameOID
 
 from fedsec.errors import TrustError, UsageError
+from fedsec.transport.access import require_private
 
 PUBLIC_KEY_BYTES = 32
 URI_PREFIX = "urn:fedsec:"
@@ -158,16 +159,11 @@ class Identity:
         path = Path(path)
         try:
             pem = path.read_bytes()
-            mode = path.stat().st_mode & 0o777
         except OSError as error:
             raise UsageError(
                 f"expected an identity file at {path}: {error.strerror}; see `fedsec keys`"
             ) from error
-        if mode & 0o077:
-            raise TrustError(
-                f"expected {path} to be readable by its owner only, since it holds a key, got mode {mode:o}: "
-                f"chmod 600 {path}"
-            )
+        require_private(path, "a key")
         try:
             key = load_pem_private_key(pem, password=None)
             own, authority = x509.load_pem_x509_certificates(pem)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedsec.errors import UsageError
 from fedsec.transport import toml
+from fedsec.transport.access import require_own
 from fedsec.transport.identity import check_name
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -60,9 +61,11 @@ class PartyConfig:
         Raises:
             UsageError: It cannot be read, or a key or value is none that it can have; an unknown key
                 names the nearest known one.
+            TrustError: Others can write it.
         """
         path = Path(path)
         where, table = str(path), toml.read(path)
+        require_own(path)
         known = [each.name for each in fields(cls)]
         toml.refuse_unknown(table, known, where, required=("name", "identity", "cluster", "state"))
         folder = path.resolve().parent
