@@ -28,11 +28,9 @@ def draw_comparison(plain: Sequence[RoundReport], secure: Sequence[RoundReport],
     left.set(xlabel="round", ylabel="test accuracy, %", title="each runs freely from the same seed")
     opened = [one for one in secure if one.difference is not None]
     numbers = [one.round for one in opened]
-    right.semilogy(numbers, [one.error_bound for one in opened], "k--", label="stated bound")
-    # A difference of zero has no place on a logarithmic axis.
-    differences = [max(one.difference or 0.0, 1e-12) for one in opened]
-    right.semilogy(numbers, differences, "o-", label="largest difference of a parameter")
-    right.set(xlabel="round", title="opened average, plain mean of the same updates")
+    right.plot(numbers, [one.error_bound or 0.0 for one in opened], "k--", label="stated bound")
+    right.plot(numbers, [one.difference or 0.0 for one in opened], "o-", label="largest of a parameter")
+    right.set(xlabel="round", title="|opened average - plain mean|, same updates", ylim=(0, None))
     for axes in (left, right):
         axes.set_xticks([one.round for one in secure])
         axes.grid(alpha=0.3)
