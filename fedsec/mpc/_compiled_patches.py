@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fedsec.mpc.patches import Numbers
 from fedsec.ring import RingArray
-from fedsec.ring._compiled import jit
+from fedsec.ring._compiled import jit, matmul
 
 
 @jit
@@ -47,3 +47,17 @@ def gather(images: RingArray, sizes: Numbers, summed: RingArray, rows: RingArray
                     start = (x * across + patch % runs * step_across) * channels
                     for e in range(run):
                         row[patch * run + e] = line[start + e]
+
+
+@jit
+def convolve(
+    images: RingArray,
+    sizes: Numbers,
+    kernel: RingArray,
+    scratch: tuple[RingArray, RingArray],
+    product: RingArray,
+) -> None:
+    """Multiply the patches of images by a kernel [h * w * C, F]; scratch is as ``gather`` needs it."""
+    summed, rows = scratch
+    gather(images, sizes, summed, rows)
+    matmul(rows, kernel, product)

@@ -26,7 +26,7 @@ from fedsec.mpc.dealt import (
     run_together,
 )
 from fedsec.mpc.party import Layout
-from fedsec.mpc.patches import Window, convolve_boxes
+from fedsec.mpc.patches import Convolution, Window
 from fedsec.nn import local
 from fedsec.nn.dealt_gates import gate_of
 from fedsec.nn.plan import Conv2D, Dense, Local, Plan, Value
@@ -345,8 +345,7 @@ def _product(step: Conv2D | Dense) -> Product:
     """Return the bilinear part of a linear step."""
     if isinstance(step, Dense):
         return _dense
-    window = Window(step.strides, step.dilation, step.padding, step.box, step.box_step)
-    return partial(convolve_boxes, window=window)
+    return Convolution(Window(step.strides, step.dilation, step.padding, step.box, step.box_step))
 
 
 def _dense(x: RingArray, kernel: RingArray) -> RingArray:

@@ -81,6 +81,38 @@ def lookup(m: RingArray, shift: int, bits: int, planes: RingArray, digits: Bytes
 
 
 @jit
+def two_digits(
+    words: RingArray,
+    numbers: tuple[int, int, int, int, int, int],
+    shares: tuple[RingArray, RingArray, Planes],
+    cut: RingArray,
+    out: Planes,
+) -> None:
+    """Cut windows, look up in two tables, pack and mask the digits: all in one pass over the elements."""
+    low, high, delta = shares
+    images, count = words.shape
+    shift, mask = np.uint64(numbers[0]), _ALL >> (_WORD - np.uint64(numbers[1]))
+    low_shift, low_mask = np.uint64(numbers[2]), np.uint64((1 << numbers[3]) - 1)
+    high_shift, high_mask = np.uint64(numbers[4]), np.uint64((1 << numbers[5]) - 1)
+    for i in range(images):
+        row, target = words[i], cut[i]
+        low_0, low_1, high_0, high_1 = low[i, 0], low[i, 1], high[i, 0], high[i, 1]
+        for k in range(delta.shape[2]):
+            first, second = np.uint64(0), np.uint64(0)
+            for e in range(64 * k, min(count, 64 * k + 64)):
+                value = (np.uint64(row[e]) >> shift) & mask
+                target[e] = value
+                at_low, at_high = (value >> low_shift) & low_mask, (value >> high_shift) & high_mask
+                place = np.uint64(e) & (_WORD - _ONE)
+                a, b = np.uint64(low_0[e]) >> at_low, np.uint64(high_0[e]) >> at_high
+                first |= ((a ^ b) & _ONE) << place
+                c, d = np.uint64(low_1[e]) >> at_low, np.uint64(high_1[e]) >> at_high
+                second |= (((a & b) ^ c ^ d) & _ONE) << place
+            out[i, 0, k] = first ^ delta[i, 0, k]
+            out[i, 1, k] = second ^ delta[i, 1, k] ^ (first & delta[i, 0, k])
+
+
+@jit
 def add_digits(digits: Bytes, delta: Planes, out: Planes) -> None:
     """Pack digits and add their masks."""
     images, n, words = delta.shape

@@ -66,6 +66,29 @@ def lookup(m: RingArray, shift: int, bits: int, planes: RingArray, digits: Bytes
         digits += (((planes[:, p] >> place) & planes.dtype.type(1)) << planes.dtype.type(p)).astype(np.uint8)
 
 
+def two_digits(
+    words: RingArray,
+    numbers: tuple[int, int, int, int, int, int],
+    shares: tuple[RingArray, RingArray, Planes],
+    cut: RingArray,
+    out: Planes,
+) -> None:
+    """Write this evaluator's masked digits of windows with two chunks.
+
+    Args:
+        words: Masked values, shape [images, count].
+        numbers: Place and bits of the window in them; place and bits of the first, of the second chunk in it.
+        shares: Of this evaluator: of both chunks' tables, as in ``deal_chunk``, and of the digits' mask.
+        cut: Is overwritten by the windows.
+        out: Is overwritten by the masked digits.
+    """
+    window(words, numbers[0], numbers[1], cut)
+    digits = np.zeros(words.shape, dtype=np.uint8)
+    lookup(cut, numbers[2], numbers[3], shares[0], digits)
+    lookup(cut, numbers[4], numbers[5], shares[1], digits)
+    add_digits(digits, shares[2], out)
+
+
 def add_digits(digits: Bytes, delta: Planes, out: Planes) -> None:
     """Write digits plus ``delta`` modulo 2^n as bit planes; bits beyond ``count`` are those of ``delta``."""
     packed = np.zeros_like(delta)

@@ -9,6 +9,7 @@ import numpy as np
 from fedsec.errors import UsageError
 from fedsec.mpc.dealt.gates import FIRST, Gate, Masks, Material, Rounds, count_of, flat
 from fedsec.mpc.dealt.kernels import compiled
+from fedsec.mpc.dealt.plain import Planes
 from fedsec.mpc.dealt.signs import Payload, Signs
 from fedsec.mpc.party import Layout
 from fedsec.ring import RING32, RING64, WORD_SIZES, Ring, RingArray
@@ -83,6 +84,8 @@ class ReluGate(Gate):
         sign_bits = window_bits - ignore_bits
         self.signs = Signs(party_id, count_of(source.shape), sign_bits, payloads, shift=ignore_bits)
         super().__init__(party_id, self.signs.fields, 1, Layout(source.shape, ring), final=final)
+        places = [number for chunk in self.signs.chunks for number in (chunk.shift, chunk.bits)]
+        self._numbers = (bits, window_bits, *places)
 
     def deal(
         self, r: Sequence[RingArray], shares: Sequence[RingArray], masks: Sequence[Masks]
@@ -97,8 +100,7 @@ class ReluGate(Gate):
         """Look up, open the digits, choose and open the result."""
         tables = len(self.signs.fields.dealt)
         delta = material[tables]
-        window = cut(flat(m[0]), self.bits, self.window_bits)
-        mine = self.signs.digits(window, material, delta)
+        window, mine = self._digits(flat(m[0]), material, delta)
 
         # One round: the digits under their mask.
         theirs = yield mine
@@ -108,3 +110,13 @@ class ReluGate(Gate):
         compiled().relu_share((mine, theirs), window, numbers, material[tables - 3 : tables], share)
         # One round: the result under its mask.
         return (yield from self.opened(share.reshape(m[0].shape), material))
+
+    def _digits(self, words: RingArray, material: Material, delta: Planes) -> tuple[RingArray, Planes]:
+        """Return the windows of masked values and this evaluator's masked share of their digits."""
+        if self.signs.n != 2:
+            window = cut(words, self.bits, self.window_bits)
+            return window, self.signs.digits(window, material, delta)
+        window = np.empty(words.shape, dtype=window_ring(self.window_bits).dtype)
+        masked: Planes = np.empty(delta.shape, dtype=np.uint64)
+        compiled().two_digits(words, self._numbers, (material[0], material[1], delta), window, masked)
+        return window, masked

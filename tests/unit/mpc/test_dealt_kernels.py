@@ -68,6 +68,22 @@ def test_lookup(words: Any, bits: int) -> None:
     _same("lookup", words((IMAGES, COUNT), 32), 9, bits, planes, digits)
 
 
+@pytest.mark.parametrize("ring", [32, 64])
+@pytest.mark.parametrize("sizes", [(5, 5), (6, 5), (6, 6), (3, 1)])
+@pytest.mark.parametrize("count", [1, 64, COUNT])
+def test_two_digits(words: Any, ring: int, sizes: tuple[int, int], count: int) -> None:
+    low, high = sizes
+    numbers = (ring - 2 - low - high, 2 + low + high, 1, low, 1 + low, high)
+    shape = (IMAGES, 2, -(-count // 64))
+    shares = (*(words((IMAGES, 2, count), max(8, 1 << bits)) for bits in sizes), words(shape, 64))
+    m, cuts = words((IMAGES, count), ring), []
+    for module in (compiled(), plain):
+        cuts.append(np.empty((IMAGES, count), np.uint32))
+        _same("two_digits", m, numbers, shares, cuts[-1], np.empty(shape, np.uint64))
+        module.two_digits(m, numbers, shares, cuts[-1], np.empty(shape, np.uint64))
+    assert np.array_equal(*cuts)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
 @pytest.mark.parametrize("count", [1, 63, 64, 65, COUNT, 128])
 def test_digits(words: Any, n: int, count: int) -> None:

@@ -330,9 +330,7 @@ def test_a_block_splits_without_sharing_material() -> None:
 
     assert (str(first), str(rest)) == ("4:0+2of5", "4:2+3of5")
     assert not np.shares_memory(first.left()[0][0], rest.left()[0][0])
-    assert np.array_equal(
-        np.concatenate([first.left()[0][0], rest.left()[0][0]]), block.materials[0][0]
-    )
+    assert np.array_equal(np.concatenate([first.left()[0][0], rest.left()[0][0]]), block.materials[0][0])
 
 
 @pytest.mark.parametrize("culprit", range(3))
