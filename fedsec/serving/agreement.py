@@ -6,8 +6,8 @@ A verdict is *final* when time cannot change it, and *passing* when a later prop
 
 A follower need not wait for the proposal: as soon as it holds requests that fit together it may cast its
 ballot *ahead*, naming what it accepts. Every vote has one ballot of each party, cast ahead or after the
-proposal; usually both followers' are there when the leader proposes, and everyone knows the batch after one
-message.
+proposal. What is cast ahead goes to the leader, who passes it on with the proposal: usually both followers'
+are there when it proposes, and everyone knows the batch after that one message.
 """
 
 from __future__ import annotations
@@ -71,13 +71,15 @@ class Ballot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 class Proposal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Leader to the others: this could be the next batch, with its own ballot. Empty as a heartbeat.
 
-    Without a ballot nothing is voted on: all three prepare for that many images of answers that reveal this.
+    With it go the ballots that parties 1 and 2 have cast ahead. Without the leader's ballot nothing is voted
+    on: all three prepare for that many images of answers that reveal this.
     """
 
     entries: Annotated[tuple[Entry, ...], msgspec.Meta(max_length=MAX_IMAGES)]
     ballot: Ballot | None
     prepare: Annotated[int, msgspec.Meta(ge=0, le=MAX_IMAGES)] = 0
     reveal: Reveal = "logits"
+    ahead: tuple[Ballot | None, Ballot | None] = (None, None)
 
 
 class Book(Protocol):

@@ -1,7 +1,9 @@
 """The durable book of charges of one party: who asked for how much, when, across restarts.
 
 A charge is committed (SQLite, WAL, ``synchronous=FULL``) before the batch is computed, so a crash
-can lose an answer but never a charge. A charge whose output this party never gave out is *voided*:
+can lose an answer but never a charge. A party may charge *ahead*, while it waits for the decision on what it
+has voted for: then the disk works while the others talk. What is not decided in the end is taken back; what a
+crash leaves behind stays charged. A charge whose output this party never gave out is *voided*:
 it frees the service's count of answers, because no one can reconstruct without this party's share,
 but it stays charged to the certificate. What a crash leaves behind counts as answered.
 
@@ -15,7 +17,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import msgspec
@@ -148,8 +151,10 @@ class Ledger:
     def answered(self, service: bytes) -> int | None:
         """Images answered by a service, those of its earlier runs included; None if it never ran here."""
         return self.read_one(
-            "SELECT answered + (SELECT COALESCE(SUM(images), 0) FROM charge"
-            " WHERE charge.service = service.id AND NOT void) FROM service WHERE id = ?",
+            # A crash may leave charges behind of requests that would not have been answered beside others.
+            "SELECT MIN(answered + (SELECT COALESCE(SUM(images), 0) FROM charge"
+            " WHERE charge.service = service.id AND NOT void), COALESCE(num_requests, 1 << 53))"
+            " FROM service WHERE id = ?",
             (service,),
         )
 
@@ -189,6 +194,14 @@ class Ledger:
         ]
         with self._transaction() as db:
             db.executemany("INSERT INTO charge VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, 0)", rows)
+
+    def take_back(self, book: ServiceBook, keys: Collection[RequestKey]) -> None:
+        """Forget charges of requests that were never decided on."""
+        with self._transaction() as db:
+            db.executemany(
+                "DELETE FROM charge WHERE model = ? AND fingerprint = ? AND request = ?",
+                [(book.model, *key) for key in keys],
+            )
 
     def void(self, book: ServiceBook, entries: Sequence[Entry]) -> int:
         """Note that this party gave out no output share for these charged requests.
@@ -247,6 +260,7 @@ class ServiceBook:
         self._answered = answered
         self._usage: dict[bytes, int] = {}
         self._unused: set[RequestKey] = set()
+        self._ahead: dict[RequestKey, Entry] = {}
         self._names: dict[bytes, str] = {}
 
     def meet(self, fingerprint: bytes, name: str) -> None:
@@ -261,7 +275,7 @@ class ServiceBook:
         """Whether this request was charged before, also by an earlier run of this party."""
         with self._lock:
             # Looked up when a request comes, and not again when the parties judge it.
-            if key in self._unused:
+            if key in self._unused or key in self._ahead:
                 return False
             query = "SELECT 1 FROM charge WHERE model = ? AND fingerprint = ? AND request = ?"
             used = self.ledger.read_one(query, (self.model, *key)) is not None
@@ -285,18 +299,53 @@ class ServiceBook:
             return None
         with self._lock:
             if fingerprint not in self._usage:
-                self._usage[fingerprint] = self.ledger.used_by(self.model, fingerprint)
+                ahead = sum(one.images for one in self._ahead.values() if one.fingerprint == fingerprint)
+                self._usage[fingerprint] = self.ledger.used_by(self.model, fingerprint) - ahead
             return max(0, self.quota - self._usage[fingerprint])
 
-    def charge(self, entries: Sequence[Entry]) -> None:
-        """Charge a whole batch, durably."""
+    @property
+    def ahead(self) -> AbstractSet[RequestKey]:
+        """What is charged ahead and not decided."""
+        return self._ahead.keys()
+
+    def charge_ahead(self, entries: Sequence[Entry]) -> None:
+        """Charge durably what is not decided yet; ``charge`` or ``take_back`` has to follow.
+
+        Until then it counts in the file, and so after a crash, but against no limit.
+        """
         with self._lock:
-            self.ledger.charge(self, entries)
+            self._write(entries)
+            self._ahead.update((key_of(entry), entry) for entry in entries)
+
+    def charge(self, entries: Sequence[Entry]) -> None:
+        """Charge a whole batch, durably: what was charged ahead is in the file already."""
+        with self._lock:
+            self._write(entries)
             for entry in entries:
+                self._ahead.pop(key_of(entry), None)
                 self._unused.discard(key_of(entry))
                 if entry.fingerprint in self._usage:
                     self._usage[entry.fingerprint] += entry.images
             self._answered += sum(entry.images for entry in entries)
+
+    def _write(self, entries: Sequence[Entry]) -> None:
+        """Write those of the charges that are not in the file."""
+        missing = [entry for entry in entries if self._ahead.get(key_of(entry)) != entry]
+        # The same id may have come back for another number of images.
+        self._take_back([key_of(entry) for entry in missing if key_of(entry) in self._ahead])
+        if missing:
+            self.ledger.charge(self, missing)
+
+    def take_back(self, waiting: Container[RequestKey]) -> None:
+        """Forget what was charged ahead, but for requests that still wait."""
+        with self._lock:
+            self._take_back([key for key in self._ahead if key not in waiting])
+
+    def _take_back(self, keys: Sequence[RequestKey]) -> None:
+        if keys:
+            self.ledger.take_back(self, keys)
+            for key in keys:
+                del self._ahead[key]
 
     def void(self, entries: Sequence[Entry]) -> None:
         """Note that these charges were never answered by this party."""

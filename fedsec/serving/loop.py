@@ -24,6 +24,7 @@ from fedsec.serving.agreement import (
     Proposer,
     RequestKey,
     Verdict,
+    Wish,
     combine,
     fits_ahead,
     judge,
@@ -39,6 +40,7 @@ from fedsec.serving.stock import Stock
 from fedsec.serving.table import LEADER, Table
 from fedsec.serving.waiting import WaitingRoom
 from fedsec.sharing.replicated import RepShare
+from fedsec.transport.hosting import Guests
 
 
 class ServiceLoop:
@@ -50,6 +52,7 @@ class ServiceLoop:
         stock: what is prepared, and when.
         book: the durable charges.
         room: where the parts wait.
+        guests: the users' connections that this thread looks after.
         input_shape: shape of one image.
         fraction_bits: of the images' encoding.
         limits: waits and batch size.
@@ -64,6 +67,7 @@ class ServiceLoop:
         *,
         book: ServiceBook,
         room: WaitingRoom,
+        guests: Guests,
         input_shape: tuple[int, ...],
         fraction_bits: int,
         limits: Limits,
@@ -74,6 +78,7 @@ class ServiceLoop:
         self._stock = stock
         self._book = book
         self._room = room
+        self._guests = guests
         self._input_shape = input_shape
         self._fraction_bits = fraction_bits
         self._limits = limits
@@ -123,8 +128,14 @@ class ServiceLoop:
             if pause is not None and pause <= 0:
                 images, reveal = self._stock.wanted()
                 return Proposal((), None, images, reveal)
+            self._charge_ahead(held)
             waits = [wait for wait in (heartbeat, due, pause) if wait is not None]
-            self._table.listen(min(waits), self._room.bell)
+            self._table.listen(min(waits), self._room.bell, self._guests)
+
+    def _charge_ahead(self, held: Mapping[RequestKey, Wish]) -> None:
+        """Charge what waits for the others' votes, if all of it fits: the disk works while they do."""
+        if not held.keys() <= self._book.ahead:
+            self._book.charge_ahead(fits_ahead(held, self._book) or ())
 
     def _somebody_leaves(self) -> bool:
         """Leader: whether the next vote ends the service."""
@@ -136,7 +147,7 @@ class ServiceLoop:
         while True:
             if self._table.party_id not in self._table.cast:
                 self._vote_ahead()
-            proposal = self._table.hear(self._room.bell, silence)
+            proposal = self._table.hear(self._room.bell, self._guests, silence)
             if proposal is None:
                 continue
             self._check(proposal)
@@ -168,7 +179,9 @@ class ServiceLoop:
         ahead = fits_ahead(held, self._book) if held.keys() - self._passed_over else None
         if leaving or ahead:
             accepted = tuple(entry for entry in ahead or () if self._room.reserve([key_of(entry)]))
-            self._table.vote(Ballot((), leaving, accepted))
+            self._table.vote_ahead(Ballot((), leaving, accepted))
+            # Durable before the decision is heard: the disk works while the leader does.
+            self._book.charge_ahead(accepted)
             self._unpack(accepted)
 
     def _unpack(self, entries: Sequence[Entry]) -> None:
@@ -202,7 +215,11 @@ class ServiceLoop:
         self._pass_over(entries, ballots[self._table.party_id].ahead or ())
         if batch:
             self._answer(batch)
+        if self._room.occupied:
             self._refuse_hopeless()
+            self._room.release()
+        if self._book.ahead:
+            self._book.take_back(self._room.keys())
 
     def _pass_over(self, entries: Sequence[Entry], ahead: Sequence[Entry]) -> None:
         """Put off what this party said ahead and the leader did not propose, and note what it must lack."""
@@ -258,9 +275,12 @@ class ServiceLoop:
             nothing = np.zeros((images, *self._input_shape), dtype=np.uint64)
             return RepShare(own=nothing, next=nothing, fraction_bits=self._fraction_bits)
         parts = self._room.parts(keys)
-        own = np.concatenate([part.own for part in parts]).reshape(-1, *self._input_shape)
-        following = np.concatenate([part.next for part in parts]).reshape(-1, *self._input_shape)
-        return RepShare(own=own, next=following, fraction_bits=self._fraction_bits)
+        own, following = parts[0].own, parts[0].next
+        if len(parts) > 1:
+            own = np.concatenate([part.own for part in parts])
+            following = np.concatenate([part.next for part in parts])
+        shape = (-1, *self._input_shape)
+        return RepShare(own.reshape(shape), following.reshape(shape), self._fraction_bits)
 
     def _refuse_hopeless(self) -> None:
         """Refuse what waits here and cannot be answered any more after the last charge."""

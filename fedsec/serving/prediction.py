@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from math import prod
 from pathlib import Path
 
 from fedsec.aggregation.sealed_state import SealedStates
 from fedsec.errors import (
     DeadlineError,
     ServiceEndedError,
-    TrustError,
     UsageError,
 )
 from fedsec.ring import Ring
 from fedsec.serving import parts, sealed
-from fedsec.serving.agreement import RequestKey, Verdict, judge_alone, refusal
 from fedsec.serving.ledger import Ledger
 from fedsec.serving.limits import Limits
 from fedsec.serving.messages import (
-    Answer,
     Describe,
     Description,
     ForgetModel,
@@ -266,62 +262,13 @@ class PredictionService:
         )
 
     def _query_bytes(self, message: Query) -> int:
-        """Exact length of this party's part of a request.
-
-        Raises:
-            TrustError: the owner does not allow to reveal this; the part is not read then.
-            UsageError: more images than a request may have.
-        """
-        service = self._current(message.service)
-        plan = service.held.plan
-        if message.reveal not in service.terms.reveals:
-            raise TrustError(
-                f"reveal={message.reveal!r} is not allowed here: the owner allows "
-                f"{', '.join(service.terms.reveals)}; nothing was charged"
-            )
-        if message.images > service.batch_images:
-            raise UsageError(
-                f"a request for this model may have {service.batch_images} images, this one has "
-                f"{message.images}"
-            )
-        size = message.images * prod(plan.input_shape)
-        return parts.body_bytes(self.party_id, size, Ring(plan.ring_bits))
+        """Exact length of this party's part of a request; refuses what may not be asked for."""
+        return self._current(message.service).queries.body_bytes(message)
 
     def _query(self, request: Call) -> Reply:
         """Take a part, wait until the parties have answered the request, reply with this party's share."""
         message: Query = request.message
-        service = self._current(message.service)
-        plan = service.held.plan
-        key = RequestKey(bytes.fromhex(request.peer.fingerprint), message.request)
-        verdict = judge_alone(key, message.images, service.book)
-        if verdict is not Verdict.ACCEPT:
-            raise refusal(verdict, message.images, service.book, key.fingerprint)
-        service.book.meet(key.fingerprint, request.peer.name)
-        size, ring = message.images * prod(plan.input_shape), Ring(plan.ring_bits)
-        ticket = service.room.admit(
-            key,
-            message.images,
-            message.reveal,
-            lambda: parts.join(self.party_id, request.body.read(), size, ring),
-        )
-        if not ticket.done.wait(self._limits.part_s):
-            text = f"the request was not answered within {self._limits.part_s:g} s: {ticket.lacking}"
-            service.room.withdraw(ticket, DeadlineError(f"{text}; nothing was charged"))
-            # Being computed right now, or refused above.
-            if not ticket.done.wait(self._limits.answer_s):
-                raise DeadlineError(
-                    f"the request was not answered within {self._limits.answer_s:g} s of its computation; "
-                    "it was charged"
-                )
-        return Reply(
-            Answer(
-                request=message.request,
-                images=message.images,
-                fraction_bits=service.heads[message.reveal].output_fraction_bits,
-                reveal=message.reveal,
-            ),
-            ticket.outcome(),
-        )
+        return self._current(message.service).queries.answer(request)
 
     def _current(self, wanted: bytes | None) -> RunningService:
         """Return the running service.

@@ -16,7 +16,7 @@ from math import prod
 import msgspec
 import numpy as np
 
-from fedsec.errors import FedsecError, ServiceEndedError
+from fedsec.errors import FedsecError, ServiceEndedError, StateError
 from fedsec.mpc.party import Party
 from fedsec.mpc.session import establish
 from fedsec.nn import Reveal
@@ -28,6 +28,7 @@ from fedsec.serving.ledger import ServiceBook
 from fedsec.serving.limits import Limits, most_images
 from fedsec.serving.loop import ServiceLoop
 from fedsec.serving.messages import Mode, State, Status
+from fedsec.serving.queries import Queries
 from fedsec.serving.shelf import HeldModel
 from fedsec.serving.stock import Stock
 from fedsec.serving.table import Table
@@ -110,6 +111,10 @@ class RunningService:
         )
         self.heads = {reveal: held.plan.with_head(reveal) for reveal in terms.reveals}
         self.batch_images = min(limits.batch_images, most_images(held.plan, terms.reveals))
+        limits = replace(limits, batch_images=self.batch_images)
+        self.queries = Queries(
+            party_id, terms.service, held.plan, heads=self.heads, book=book, room=self.room, limits=limits
+        )
         self._party_id = party_id
         self._limits = limits
         self._link_up = link_up
@@ -214,6 +219,16 @@ class RunningService:
         logger.info("service %s: %s", state, error)
         self._become(state, error)
         self.room.close(error)
+        self.queries.guests.close()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Take back what was charged ahead and not decided: nothing of it will be answered."""
+        try:
+            self.book.take_back(())
+        except StateError as error:
+            # It stays charged, as after a crash.
+            logger.warning("%s", error)
 
     def _run(self) -> tuple[State, FedsecError]:
         """Serve; the links are closed before anyone asks who was lost."""
@@ -252,9 +267,10 @@ class RunningService:
             Stock(engine, self.terms.reveals, self.terms.left),
             book=self.book,
             room=self.room,
+            guests=self.queries.guests,
             input_shape=plan.input_shape,
             fraction_bits=plan.fraction_bits,
-            limits=replace(self._limits, batch_images=self.batch_images),
+            limits=self._limits,
             leaving=self._leaving,
         )
         self._become("serving", None)

@@ -8,7 +8,7 @@ certificate.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from fedsec.errors import FedsecError, UsageError
@@ -20,7 +20,11 @@ from fedsec.transport.several import Bell
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A waiting request: its part, and later its answer or its error."""
+    """A waiting request: its part, and later its answer or its error.
+
+    Attributes:
+        decided: what the compute thread does with the ticket once, if it looks after the connection itself.
+    """
 
     key: RequestKey
     images: int
@@ -32,16 +36,25 @@ class Ticket:
     done: threading.Event = field(default_factory=threading.Event)
     answer: bytes | None = field(default=None, repr=False)
     error: FedsecError | None = None
+    decided: Callable[[Ticket], None] | None = None
 
     def resolve(self, answer: bytes) -> None:
         """Hand the answer to the waiting connection."""
         self.answer = answer
         self.done.set()
+        self.tell()
 
     def refuse(self, error: FedsecError) -> None:
         """Hand an error to the waiting connection."""
         self.error = error
         self.done.set()
+        self.tell()
+
+    def tell(self) -> None:
+        """Call ``decided``, if it is still to be called."""
+        decided, self.decided = self.decided, None
+        if decided is not None:
+            decided(self)
 
     def outcome(self) -> bytes:
         """Return the answer, or raise what came instead."""
@@ -67,10 +80,25 @@ class WaitingRoom:
         self._closed: FedsecError | None = None
         self._ending: FedsecError | None = None
 
-    def admit(self, key: RequestKey, images: int, reveal: Reveal, read: Callable[[], Part]) -> Ticket:
+    def admit(
+        self,
+        key: RequestKey,
+        images: int,
+        reveal: Reveal,
+        read: Callable[[], Part],
+        decided: Callable[[Ticket], None] | None = None,
+    ) -> Ticket:
         """Take a place for a request, then read its part into it; on error nothing is kept.
 
         The place comes first, so that what is being read counts against the same bounds as what waits.
+
+        Args:
+            key: names the request.
+            images: how many it has.
+            reveal: what it asks for.
+            read: returns its part.
+            decided: given by the compute thread for a connection that it looks after: called there with the
+                ticket once the next vote is over, with an answer, an error, or neither.
 
         Raises:
             UsageError: the same request waits already, or too many wait.
@@ -78,7 +106,7 @@ class WaitingRoom:
         """
         with self._changed:
             self._check_space(key, images)
-            ticket = self._tickets[key] = Ticket(key, images, reveal)
+            ticket = self._tickets[key] = Ticket(key, images, reveal, decided=decided)
         try:
             part = read()
         except BaseException:
@@ -89,7 +117,8 @@ class WaitingRoom:
         with self._changed:
             self.check_open()
             ticket.part = part
-        self.bell.ring()
+        if decided is None:
+            self.bell.ring()
         return ticket
 
     def _check_space(self, key: RequestKey, images: int) -> None:
@@ -191,6 +220,13 @@ class WaitingRoom:
             self._changed.notify_all()
         ticket.refuse(error)
 
+    def release(self) -> None:
+        """After a vote: let those wait by themselves whom the compute thread looked after in vain."""
+        with self._changed:
+            left = [ticket for ticket in self._tickets.values() if ticket.decided is not None]
+        for ticket in left:
+            ticket.tell()
+
     def drain(self, error: FedsecError, seconds: float) -> None:
         """Refuse every new request with this error, and wait until what was accepted is answered.
 
@@ -201,6 +237,11 @@ class WaitingRoom:
         with self._changed:
             self._ending = error
             self._changed.wait_for(lambda: not self._tickets, seconds)
+
+    def keys(self) -> Collection[RequestKey]:
+        """Return what waits here, in whatever state."""
+        with self._changed:
+            return set(self._tickets)
 
     @property
     def occupied(self) -> int:

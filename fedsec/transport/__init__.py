@@ -26,6 +26,7 @@ from fedsec.transport.calling import ErrorReply, call
 from fedsec.transport.channel import Channel
 from fedsec.transport.cluster_file import ClusterFile, Endpoint
 from fedsec.transport.deadline import Deadline
+from fedsec.transport.exchanging import exchange
 from fedsec.transport.identity import Identity, Peer, Role, verify
 from fedsec.transport.memory import MemoryChannel, memory_mesh
 from fedsec.transport.meter import MessageRecord, Meter, bytes_of, rounds_of
@@ -33,7 +34,7 @@ from fedsec.transport.party_config import PartyConfig
 from fedsec.transport.readings import MeterReading, ReadMeter, meter_route, read_meter
 from fedsec.transport.server import Limits, Server, serve_channel
 from fedsec.transport.service import Call, Reply, Route
-from fedsec.transport.sockets import SocketChannel, exchange
+from fedsec.transport.sockets import SocketChannel
 from fedsec.transport.tls import connect
 
 __all__ = [

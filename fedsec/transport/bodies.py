@@ -63,6 +63,11 @@ class BodyReader:
         self._inside = inside
         self._left = size
 
+    @property
+    def inside(self) -> bool:
+        """Whether the body came with its message."""
+        return self._inside is not None
+
     def read(self) -> bytearray:
         """Return what is left of the body, whole."""
         body = bytearray()

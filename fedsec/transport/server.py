@@ -18,15 +18,7 @@ from fedsec.transport.channel import Channel
 from fedsec.transport.deadline import Deadline
 from fedsec.transport.identity import Identity, Peer, Role
 from fedsec.transport.meter import Meter
-from fedsec.transport.service import (
-    Call,
-    Refused,
-    Reply,
-    Route,
-    read_request,
-    send_error,
-    send_reply,
-)
+from fedsec.transport.service import Occupation, Refused, Route, outcome, read_request, send_outcome
 from fedsec.transport.tls import open_server
 
 _LOG = logging.getLogger(__name__)
@@ -63,19 +55,6 @@ class Limits:
     request_s: float = 120.0
 
 
-@dataclass(slots=True, eq=False)
-class Occupation:
-    """What the thread of one connection is doing, for whoever wants to end it.
-
-    Attributes:
-        busy: Whether a request has come whose answer is not sent yet.
-        ending: Whether the connection ends as soon as it is not busy.
-    """
-
-    busy: bool = False
-    ending: bool = False
-
-
 def serve_channel(
     channel: Channel,
     routes: Iterable[Route],
@@ -100,9 +79,15 @@ def serve_channel(
     detached = False
     try:
         while not detached and not occupation.ending:
-            channel.wait(Deadline.after(limits.idle_s))
-            occupation.busy = True
-            detached = _serve_one(channel, table, limits)
+            host, rest = occupation.host, None
+            if host is not None:
+                rest = host.keep(channel, occupation, limits.idle_s)
+            if rest is not None:
+                rest()
+            else:
+                channel.wait(Deadline.after(limits.idle_s))
+                occupation.busy = True
+                detached = _serve_one(channel, table, limits, occupation)
             occupation.busy = False
     except PeerLostError as error:
         _LOG.debug("connection of %s ended: %s", channel.peer, error)
@@ -114,44 +99,26 @@ def serve_channel(
     return detached
 
 
-def _serve_one(channel: Channel, table: dict[str, Route], limits: Limits) -> bool:
+def _serve_one(channel: Channel, table: dict[str, Route], limits: Limits, occupation: Occupation) -> bool:
     def deadline_of(route: Route) -> Deadline:
         return Deadline.after(limits.request_s if route.seconds is None else route.seconds)
 
     try:
         route, call = read_request(channel, table, deadline_of, Deadline.after(limits.request_s))
     except Refused as refused:
-        refused.drop_body()
-        _LOG.warning("request of %s was refused: %s", channel.peer, refused.error)
-        send_error(channel, refused.tag, refused.error, Deadline.after(limits.request_s))
+        refused.answer(channel, Deadline.after(limits.request_s))
         return False
-    answer = _answer(route, call)
+    answer = outcome(route.tag, call.peer, lambda: route.handler(call))
     if call.detached:
         return True
     call.body.drop()
-    # The handler may have waited until its own deadline; the answer gets its time.
-    deadline = Deadline.after(limits.request_s)
-    if isinstance(answer, FedsecError):
-        send_error(channel, route.tag, answer, deadline)
-    else:
-        send_reply(channel, route.tag, answer, deadline)
-    return False
-
-
-def _answer(route: Route, call: Call) -> Reply | FedsecError:
-    try:
-        reply = route.handler(call)
-    except FedsecError as error:
-        _LOG.info("%s of %s: %s", route.tag, call.peer, error)
-        return error
-    except Exception as error:
-        # Only the type: the text of an unexpected error may hold what it was working on.
-        _LOG.error("%s of %s failed with %s", route.tag, call.peer, type(error).__name__)
-        return FedsecError("internal error")
-    if reply is None and not call.detached:
+    if answer is None:
         _LOG.error("%s of %s got no answer from its handler", route.tag, call.peer)
-        return FedsecError("internal error")
-    return reply or FedsecError("detached")
+        answer = FedsecError("internal error")
+    # The handler may have waited until its own deadline; the answer gets its time.
+    send_outcome(channel, route.tag, answer, Deadline.after(limits.request_s))
+    occupation.host = None if isinstance(answer, FedsecError) else answer.host
+    return False
 
 
 class Server:

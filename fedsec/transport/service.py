@@ -16,9 +16,10 @@ and the connection stays in step.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -42,12 +43,53 @@ from fedsec.transport.identity import Peer, Role
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from fedsec.transport.jobs import SendJob
+    from fedsec.transport.sockets import SocketChannel
+
 _FRAME_BYTES = {Role.USER: UNASKED_BYTES + 4096, Role.HOSPITAL: 2 * UNASKED_BYTES + 4096}
 """Longest frame of a request: a query, or a signed upload header, with its body inside.
 
 Users and hospitals are many, and a frame has its memory before its end has come; the others' lists and plans
 may take ``MESSAGE_BYTES``.
 """
+
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Occupation:
+    """What is going on with one connection, for whoever wants to end it.
+
+    Attributes:
+        busy: Whether a request has come whose answer is not sent yet.
+        ending: Whether the connection ends as soon as it is not busy.
+        host: Who may wait for the next request, if it is not the connection's own thread.
+    """
+
+    busy: bool = False
+    ending: bool = False
+    host: Host | None = None
+
+
+class Host(Protocol):
+    """Another thread that waits for requests on a connection, in place of the connection's own."""
+
+    def keep(self, channel: Channel, occupation: Occupation, idle_s: float) -> Callable[[], None] | None:
+        """Wait in the connection's own thread for as long as the host has the connection.
+
+        Args:
+            channel: The connection.
+            occupation: What is going on with it.
+            idle_s: Longest time without a request.
+
+        Returns:
+            What is left to do for a request that the host has taken, if anything.
+
+        Raises:
+            PeerLostError: No request came for so long.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,10 +99,12 @@ class Reply:
     Attributes:
         message: The reply's message.
         body: Bytes that go with it.
+        host: Who may wait for the next request on this connection.
     """
 
     message: msgspec.Struct
     body: Buffer = b""
+    host: Host | None = None
 
 
 class Call:
@@ -83,6 +127,16 @@ class Call:
         self.detached = False
         self._channel = channel
         self._tag = tag
+
+    @property
+    def complete(self) -> bool:
+        """Whether the body has come with the request, or there is none."""
+        return self.body.inside or not self.body.size
+
+    def let_body_come(self) -> None:
+        """Tell a peer that waits for it to send the body."""
+        if self.body.size > UNASKED_BYTES and not self.body.inside:
+            self._channel.send(f"{self._tag}/go", b"", self.deadline)
 
     def detach(self, reply: msgspec.Struct | None = None) -> Channel:
         """Take the connection over, for other messages than requests; the handler then returns None.
@@ -128,12 +182,42 @@ class Route:
         return self.max_body_bytes(message) if callable(self.max_body_bytes) else self.max_body_bytes
 
 
+def outcome(tag: str, peer: Peer, work: Callable[[], Reply | None]) -> Reply | FedsecError | None:
+    """Return what a handler makes of a request: an answer, or the error that the peer gets."""
+    try:
+        return work()
+    except FedsecError as error:
+        _LOG.info("%s of %s: %s", tag, peer, error)
+        return error
+    except Exception as error:
+        # Only the type: the text of an unexpected error may hold what it was working on.
+        _LOG.error("%s of %s failed with %s", tag, peer, type(error).__name__)
+        return FedsecError("internal error")
+
+
+def send_outcome(channel: Channel, tag: str, answer: Reply | FedsecError, deadline: Deadline) -> None:
+    """Send an answer, or an error instead of it."""
+    if isinstance(answer, FedsecError):
+        send_error(channel, tag, answer, deadline)
+    else:
+        send_reply(channel, tag, answer, deadline)
+
+
 def send_reply(channel: Channel, tag: str, reply: Reply, deadline: Deadline) -> None:
     """Send an answer with its body."""
     body = flat(reply.body)
     channel.send(f"{tag}/reply", OK + pack(reply.message, body), deadline)
     if len(body) > UNASKED_BYTES:
         send_body(channel, f"{tag}/reply-body", body, deadline)
+
+
+def start_reply(channel: SocketChannel, tag: str, reply: Reply) -> SendJob | None:
+    """Send as much of an answer with a short body as the socket takes now; returns what is left to send.
+
+    Raises:
+        PeerLostError: The peer closed or broke the connection.
+    """
+    return channel.start(f"{tag}/reply", OK + pack(reply.message, flat(reply.body)))
 
 
 def send_error(channel: Channel, tag: str, error: FedsecError, deadline: Deadline) -> None:
@@ -157,11 +241,33 @@ def read_request(
         ProtocolError: What came is no request; the connection is out of step.
         Refused: The request is well formed and may not be answered; the connection stays in step.
     """
-    most = _FRAME_BYTES.get(channel.peer.role, MESSAGE_BYTES)
-    label, frame = channel.receive_any(tuple(routes), max_bytes=most, deadline=first)
+    label, frame = channel.receive_any(tuple(routes), max_bytes=most_frame_bytes(channel), deadline=first)
     route = routes[label]
+    call = open_request(channel, frame, route, deadline_of(route))
+    call.let_body_come()
+    return route, call
+
+
+def most_frame_bytes(channel: Channel) -> int:
+    """Return the longest frame of a request on a connection."""
+    return _FRAME_BYTES.get(channel.peer.role, MESSAGE_BYTES)
+
+
+def open_request(channel: Channel, frame: bytearray, route: Route, deadline: Deadline) -> Call:
+    """Take the frame of a request apart and check who asks and how much.
+
+    Args:
+        channel: Where it came from.
+        frame: What came.
+        route: The route of the label under which it came.
+        deadline: When the request has to be done.
+
+    Raises:
+        ProtocolError: What came is no request; the connection is out of step.
+        Refused: The request is well formed and may not be answered; the connection stays in step.
+    """
     opened = unpack(memoryview(frame), channel.peer)
-    size, deadline = opened.size, deadline_of(route)
+    size = opened.size
     body = BodyReader(channel, f"{route.tag}/body", size, deadline, opened.inside)
     error: FedsecError
     if channel.peer.role not in route.roles:
@@ -177,9 +283,7 @@ def read_request(
             )
     except FedsecError as refusal:
         raise Refused(route.tag, body, refusal) from refusal
-    if size > UNASKED_BYTES and opened.inside is None:
-        channel.send(f"{route.tag}/go", b"", deadline)
-    return route, Call(channel, message, body, deadline, route.tag)
+    return Call(channel, message, body, deadline, route.tag)
 
 
 class Refused(Exception):  # noqa: N818 - never leaves the server; it carries the error that the peer gets
@@ -191,7 +295,9 @@ class Refused(Exception):  # noqa: N818 - never leaves the server; it carries th
         self.body = body
         self.error = error
 
-    def drop_body(self) -> None:
-        """Drop a body that came unasked; a longer one was never sent."""
+    def answer(self, channel: Channel, deadline: Deadline) -> None:
+        """Tell the peer, after dropping a body that came unasked; a longer one was never sent."""
         if self.body.size <= UNASKED_BYTES:
             self.body.drop()
+        _LOG.warning("request of %s was refused: %s", channel.peer, self.error)
+        send_error(channel, self.tag, self.error, deadline)

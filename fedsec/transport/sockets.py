@@ -1,8 +1,8 @@
-"""Channels over connected sockets, under TLS or plain, and several of them at once.
+"""Channels over connected sockets, under TLS or plain.
 
 Every socket is non-blocking. A round of small messages is short: what is to be sent fits into the socket
 buffers and goes at once, then one ``poll`` waits for the answer. Only what does not fit becomes a job (see
-``jobs``), and then all jobs of the call progress together.
+``jobs``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import select
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from fedsec.errors import PeerLostError, ProtocolError
 from fedsec.transport.channel import Channel
@@ -25,6 +25,8 @@ from fedsec.transport.meter import Meter
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+_RECORD_BYTES = 16384  # a record of TLS brings at most so many
+_SMALL_BYTES = 4096
 _JOINED_BYTES = 65536 - HEADER_BYTES
 """So many bytes of payload go out with the header: four TLS records, and a cheap copy."""
 
@@ -55,6 +57,8 @@ class SocketChannel(Channel):
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
         self._midway = False
+        self._ahead = bytearray()
+        self._drained = False
         self.broken = False
 
     def send(self, label: str, payload: Buffer, deadline: Deadline) -> None:
@@ -103,14 +107,11 @@ class SocketChannel(Channel):
         """Receive one message; see :meth:`Channel.receive_any`."""
         if self.broken:
             raise self.lost(None)
-        header = bytearray(HEADER_BYTES)
         try:
-            self._fill(memoryview(header), deadline)
+            header = self._next_header(deadline)
             # The size is checked before the payload has any memory.
             label, size = self.incoming.check(header, labels, max_bytes)
-            payload = bytearray(size)
-            if size:
-                self._fill(memoryview(payload), deadline)
+            payload = self._behind_header(size, deadline)
         except BaseException:
             self.broken = self.broken or self._midway
             raise
@@ -130,17 +131,24 @@ class SocketChannel(Channel):
         """
         if self.broken:
             raise self.lost(None)
-        buffer = bytearray(HEADER_BYTES + size)
+        whole = HEADER_BYTES + size
+        # One byte more than is expected: a read that does not fill it has left nothing behind in TLS.
+        buffer = bytearray(whole + 1)
         self.wait(deadline)
         count = self.read_into(buffer)
         incoming = self.incoming
-        if count == len(buffer) and buffer.startswith(incoming.header(label, size)):
+        if count == whole and buffer.startswith(incoming.header(label, size)):
             # The usual case, without any more calls: one read has brought the message that was expected.
+            del buffer[whole:]
             self.meter.received(self.peer.name, self.me, label, incoming.sequence, size)
             incoming.take(buffer)
             # Dropping the front of a bytearray moves its beginning, not its bytes.
             del buffer[:HEADER_BYTES]
             return buffer
+        if count > whole:
+            self._ahead = buffer[whole:] + self._ahead
+            count = whole
+        del buffer[whole:]
         return self._receive_rest(Incoming(self, label, size, buffer), count, deadline)
 
     def _receive_rest(self, message: Incoming, count: int, deadline: Deadline) -> bytearray:
@@ -169,13 +177,47 @@ class SocketChannel(Channel):
         progress([job, incoming], deadline)
         return incoming.message.payload()
 
+    def arrived(self, label: str, max_bytes: int) -> bytearray | None:
+        """Take the next message if all of it has come, without any wait.
+
+        Returns:
+            The payload. None if the message is not whole, or not this one: then it stays as it came, for
+            ``receive_any``, which also says what is wrong with it.
+
+        Raises:
+            PeerLostError: The peer closed or broke the connection.
+        """
+        ahead, piece = self._ahead, bytearray(_RECORD_BYTES)
+        while True:
+            count = self._read(piece)
+            if count < 0:
+                return None
+            ahead += memoryview(piece)[:count]
+            if len(ahead) < HEADER_BYTES:
+                continue
+            try:
+                _, size = self.incoming.check(ahead[:HEADER_BYTES], (label,), max_bytes)
+            except ProtocolError:
+                return None
+            if len(ahead) == HEADER_BYTES + size:
+                break
+            if len(ahead) > HEADER_BYTES + size:
+                return None
+        self._ahead = bytearray()
+        self.meter.received(self.peer.name, self.me, label, self.incoming.sequence, size)
+        self.incoming.take(ahead)
+        del ahead[:HEADER_BYTES]
+        return ahead
+
     def buffered(self) -> bool:
         """Return whether bytes that have come are in this process already, where no poll sees them."""
-        return self._tls is not None and self._tls.pending() > 0
+        if self._drained or self._tls is None:
+            return bool(self._ahead)
+        return bool(self._ahead) or self._tls.pending() > 0
 
     def wait(self, deadline: Deadline) -> None:
         """Wait until the socket has something; see :meth:`Channel.wait`."""
-        if self.broken or (self._tls is not None and self._tls.pending()):
+        if self.broken or self.buffered():
             return
         while not self._readable.poll(deadline.poll_ms(self.peer.name)):
             pass
@@ -213,9 +255,18 @@ class SocketChannel(Channel):
 
     def read_into(self, view: memoryview | bytearray) -> int:
         """Read what is there; returns the bytes read, or minus the poll event to wait for."""
+        if self._ahead:
+            count = min(len(view), len(self._ahead))
+            view[:count] = self._ahead[:count]
+            del self._ahead[:count]
+            return count
+        return self._read(view)
+
+    def _read(self, view: memoryview | bytearray) -> int:
         try:
             count = self._sock.recv_into(view)
         except (BlockingIOError, ssl.SSLWantReadError):
+            self._drained = True
             return -select.POLLIN
         except ssl.SSLWantWriteError:
             return -select.POLLOUT
@@ -223,6 +274,8 @@ class SocketChannel(Channel):
             raise self.lost(error) from error
         if count == 0:
             raise self.lost(None)
+        # A record of TLS is read to its end, or until the view is full.
+        self._drained = count < len(view)
         return count
 
     def write(self, view: memoryview | bytes) -> int:
@@ -251,14 +304,36 @@ class SocketChannel(Channel):
             self.broken = True
             raise
 
-    def _fill(self, view: memoryview, deadline: Deadline) -> None:
+    def _next_header(self, deadline: Deadline) -> bytearray:
+        """Read until a header is there, and whatever has come with it: a small message costs one read."""
+        ahead = self._ahead
         self.wait(deadline)
+        while len(ahead) < HEADER_BYTES:
+            piece = bytearray(_SMALL_BYTES)
+            count = self._read(piece)
+            if count < 0:
+                self._wait_for(-count, deadline)
+            else:
+                self._midway = True
+                ahead += memoryview(piece)[:count]
+        return ahead[:HEADER_BYTES]
+
+    def _behind_header(self, size: int, deadline: Deadline) -> bytearray:
+        """Return the payload behind the header that has been read."""
+        del self._ahead[:HEADER_BYTES]
+        if len(self._ahead) == size:
+            payload, self._ahead = self._ahead, bytearray()
+            return payload
+        payload = bytearray(size)
+        self._fill(memoryview(payload), deadline)
+        return payload
+
+    def _fill(self, view: memoryview, deadline: Deadline) -> None:
         while view:
             count = self.read_into(view)
             if count < 0:
                 self._wait_for(-count, deadline)
             else:
-                self._midway = True
                 view = view[count:]
 
     def _wait_for(self, event: int, deadline: Deadline) -> None:
@@ -269,72 +344,3 @@ class SocketChannel(Channel):
             poll.register(self, event)
         while not poll.poll(deadline.poll_ms(self.peer.name)):
             pass
-
-
-def exchange(
-    sends: Sequence[tuple[Channel, str, Buffer]],
-    receives: Sequence[tuple[Channel, str, int]],
-    deadline: Deadline,
-) -> list[bytearray]:
-    """Send and receive over several channels at the same time: one communication round.
-
-    No order of sends and receives can deadlock, whatever the sizes of messages and socket buffers.
-
-    Args:
-        sends: Channel, label and payload of each message to send.
-        receives: Channel, label and exact payload bytes of each message to receive.
-        deadline: When to give up.
-
-    Returns:
-        The received payloads, in the order of ``receives``.
-
-    Raises:
-        ProtocolError: A peer sent something else, or another size.
-        PeerLostError: A peer closed or broke its connection.
-        DeadlineError: The messages were not through in time; names the peers waited for.
-    """
-    for channel, *_ in (*sends, *receives):
-        if not isinstance(channel, SocketChannel):
-            return _exchange_in_memory(sends, receives, deadline)
-        if channel.broken:
-            raise channel.lost(None)
-    left = _start_all(cast("Sequence[tuple[SocketChannel, str, Buffer]]", sends))
-    if not left and len(receives) == 1:
-        # The usual round: all is sent, and one answer is to come.
-        channel, label, size = receives[0]
-        return [cast("SocketChannel", channel).receive_exactly(label, size, deadline)]
-    incoming = [ReceiveJob(cast("SocketChannel", channel), label, size) for channel, label, size in receives]
-    progress([*left, *incoming], deadline)
-    return [job.message.payload() for job in incoming]
-
-
-def _start_all(sends: Sequence[tuple[SocketChannel, str, Buffer]]) -> list[SendJob]:
-    left: list[SendJob] = []
-    try:
-        for channel, label, body in sends:
-            behind = bool(left) and any(job.channel is channel for job in left)
-            job = channel.start(label, body, behind=behind)
-            if job is not None:
-                left.append(job)
-    except BaseException:
-        for job in left:
-            job.channel.broken = True
-        raise
-    return left
-
-
-def _exchange_in_memory(
-    sends: Sequence[tuple[Channel, str, Buffer]],
-    receives: Sequence[tuple[Channel, str, int]],
-    deadline: Deadline,
-) -> list[bytearray]:
-    for channel, label, body in sends:
-        channel.send(label, body, deadline)
-    payloads = []
-    for channel, label, size in receives:
-        payloads.append(channel.receive(label, max_bytes=size, deadline=deadline))
-        if len(payloads[-1]) != size:
-            raise ProtocolError(
-                f"expected {size} bytes in {label!r} of {channel.peer.name}, got {len(payloads[-1])}"
-            )
-    return payloads

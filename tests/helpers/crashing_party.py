@@ -20,7 +20,7 @@ from typing import Any
 
 from fedsec.cli.main import main
 from fedsec.serving import ledger, loop, waiting
-from fedsec.transport import server
+from fedsec.transport import hosting, server
 
 STEPS = range(1, 8)
 
@@ -94,16 +94,18 @@ def prepare(crash: Crash) -> None:
     ledger.Ledger.__init__ = open_ledger  # type: ignore[method-assign]
     crash.around(loop.ServiceLoop, "_compute", after=4)
     crash.around(waiting.WaitingRoom, "resolve", before=5)
-    send = server.send_reply
+    send = server.send_outcome
 
-    def send_reply(channel: Any, tag: str, *rest: Any) -> None:
+    def send_outcome(channel: Any, tag: str, *rest: Any) -> None:
         if tag == "query":
             crash.at(6)
         send(channel, tag, *rest)
         if tag == "query":
             crash.at(7)
 
-    server.send_reply = send_reply
+    # An answer leaves from a connection's own thread, or from the compute thread.
+    server.send_outcome = send_outcome
+    crash.around(hosting.Guests, "answer", before=6, after=7)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,51 @@ def test_a_batch_is_charged_whole_or_not_at_all(tmp_path: Path) -> None:
     assert not book.used(RequestKey(USER, entry(2).request))
 
 
+def test_what_is_charged_ahead_is_in_the_file_and_counts_against_no_limit(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "l")
+    book = ledger.open_service(SERVICE, MODEL, num_requests=9, quota=6)
+    book.charge_ahead([entry(1, 2), entry(2, 3)])
+    assert (book.left(), book.left_for(USER), book.answered()) == (9, 6, 0)
+    assert not book.used(RequestKey(USER, entry(1).request))
+    assert ledger.answered(SERVICE) == 5
+    book.charge([entry(1, 2)])
+    assert (book.left(), book.left_for(USER), ledger.answered(SERVICE)) == (7, 4, 5)
+    assert book.used(RequestKey(USER, entry(1).request))
+    book.charge_ahead([entry(2, 3)])  # it is there already
+    assert ledger.answered(SERVICE) == 5
+
+
+def test_threat_33_a_crash_leaves_charged_what_was_charged_ahead(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "l")
+    ledger.open_service(SERVICE, MODEL, num_requests=3, quota=3).charge_ahead([entry(1, 2), entry(2, 2)])
+    ledger.close()
+    again = Ledger(tmp_path / "l")
+    assert again.answered(SERVICE) == 3  # no more than the service may answer
+    book = again.open_service(b"t" * 16, MODEL, num_requests=None, quota=3)
+    assert book.left_for(USER) == 0
+    assert book.used(RequestKey(USER, entry(1).request))
+
+
+def test_what_is_never_decided_is_taken_back(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "l")
+    book = ledger.open_service(SERVICE, MODEL, num_requests=9, quota=6)
+    book.charge_ahead([entry(1, 2), entry(2, 3)])
+    book.take_back({RequestKey(USER, entry(1).request)})
+    assert (ledger.answered(SERVICE), set(book.ahead)) == (2, {RequestKey(USER, entry(1).request)})
+    book.charge([entry(1, 2), entry(2, 3)])
+    assert (ledger.answered(SERVICE), book.answered()) == (5, 5)
+    book.take_back(())
+    assert ledger.answered(SERVICE) == 5
+
+
+def test_an_id_that_comes_back_for_another_number_of_images_is_charged_for_that(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "l")
+    book = ledger.open_service(SERVICE, MODEL, num_requests=None, quota=None)
+    book.charge_ahead([entry(1, 2)])
+    book.charge([entry(1, 5)])
+    assert (ledger.answered(SERVICE), book.answered()) == (5, 5)
+
+
 def test_parallel_charges_of_one_id_are_charged_once(tmp_path: Path) -> None:
     book = Ledger(tmp_path / "l").open_service(SERVICE, MODEL, num_requests=None, quota=None)
     failures: list[Exception] = []

@@ -25,12 +25,13 @@ from fedsec.serving.agreement import Ballot, Proposal, RequestKey
 from fedsec.serving.ledger import Ledger, ServiceBook
 from fedsec.serving.limits import Limits
 from fedsec.serving.loop import ServiceLoop
-from fedsec.serving.messages import Entry
+from fedsec.serving.messages import Entry, Query
 from fedsec.serving.stock import BUSY, MOST_IMAGES, PORTION_S, STOCK_IMAGES, Stock
 from fedsec.serving.table import Table
 from fedsec.serving.waiting import Ticket, WaitingRoom
 from fedsec.sharing.replicated import RepShare
-from fedsec.transport import Channel, Deadline, Peer, Role, SocketChannel
+from fedsec.transport import Channel, Deadline, Peer, Role, Route, SocketChannel
+from fedsec.transport.hosting import Guests
 
 NAMES = ("alice", "bob", "carol")
 LIMITS = Limits(heartbeat_s=0.05, silence_s=5.0)
@@ -78,6 +79,10 @@ class TinyEngine:
         self.calls.append(("predict", len(x.own), reveal))
         self.stock[reveal] = max(0, self.ready(reveal) - len(x.own))
         return self._compute(x)
+
+
+NO_ROUTE = Route(Query, frozenset(), lambda _call: None)
+"""Requests come into the room without any connection here."""
 
 
 def links_between(names: tuple[str, ...]) -> dict[tuple[str, str], SocketChannel]:
@@ -150,6 +155,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
                 Stock(engine, reveals),
                 book=book,
                 room=room,
+                guests=Guests(NO_ROUTE, lambda _guest, _call: None, room.bell, 1.0),
                 input_shape=(2, 2),
                 fraction_bits=0,
                 limits=limits,
@@ -477,6 +483,52 @@ def test_followers_say_ahead_what_they_hold_and_nothing_is_decided_without_the_l
     named = [[USER, key(1).request, 1, "logits"]]
     assert ballots == [[[], False, named]] * 2
     assert [seat.engine.calls for seat in seats] == [[], [], []]
+
+
+def ballot_at(link: Channel) -> Ballot:
+    frame = link.receive("serve_ballot", max_bytes=1000, deadline=Deadline.after(5))
+    return msgspec.msgpack.decode(frame, type=Ballot)
+
+
+@pytest.mark.parametrize("passed_on", [True, False])
+def test_a_batch_is_agreed_whether_or_not_the_leader_passes_ballots_on(start: Start, passed_on: bool) -> None:
+    seats = start(run=(1, 2))
+    ask(seats, 1, images(1), parties=(1, 2))
+    ballots = {1: ballot_at(seats[0].links[1]), 2: ballot_at(seats[0].links[0])}
+    entries = (Entry(*key(1), 1),)
+    # If they have crossed with the proposal, the followers tell each other.
+    ahead = (ballots[1], ballots[2]) if passed_on else (None, None)
+    proposal = msgspec.msgpack.encode(Proposal(entries, Ballot((0,)), ahead=ahead))
+    for link in seats[0].links:
+        link.send("serve_proposal", proposal, Deadline.after(1))
+    until(lambda: all(("predict", 1, "logits") in seat.engine.calls for seat in seats[1:]))
+    assert [seat.book.answered() for seat in seats] == [0, 1, 1]
+
+
+def test_a_leader_that_passes_on_another_ballot_than_was_cast_is_left(start: Start) -> None:
+    seats = start(run=(1,))
+    ask(seats, 1, images(1), parties=(1,))
+    cast = ballot_at(seats[0].links[1])
+    other = Ballot((), ahead=(Entry(*key(2), 1),))
+    assert cast.ahead == (Entry(*key(1), 1),)
+    proposal = Proposal((Entry(*key(2), 1),), Ballot((0,)), ahead=(other, None))
+    seats[0].links[1].send("serve_proposal", msgspec.msgpack.encode(proposal), Deadline.after(1))
+    outcome = ends(seats)[1]
+    assert isinstance(outcome, ProtocolError)
+    assert "alice" in str(outcome)
+    assert "ballot" in str(outcome)
+
+
+def test_what_waits_for_a_decision_is_charged_already_and_taken_back_if_there_is_none(start: Start) -> None:
+    seats = start(limits=replace(LIMITS, heartbeat_s=0.05))
+    alone = ask(seats, 1, images(1), parties=(1,))[0]
+    ledger = seats[1].book.ledger
+    until(lambda: ledger.answered(b"s" * 16) == 1)
+    assert seats[1].book.answered() == 0
+    seats[1].room.withdraw(alone, DeadlineError("given up"))
+    until(lambda: ledger.answered(b"s" * 16) == 0)
+    np.testing.assert_array_equal(answer(ask(seats, 2, images(1))), 2 * images(1))
+    assert [seat.book.ledger.answered(b"s" * 16) for seat in seats] == [1, 1, 1]
 
 
 def test_a_leader_that_proposes_more_than_a_batch_is_left(start: Start) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsec.errors import FedsecError
-from fedsec.serving import agreement, messages, weights
+from fedsec.serving import agreement, messages, table, weights
 from fedsec.transport.decoding import MALFORMED
 
 ALL = [
@@ -94,5 +94,7 @@ def test_a_plan_with_another_digest_or_encoding_is_refused(model: tuple) -> None
 
 def test_the_largest_proposal_fits_its_limit() -> None:
     entries = tuple(messages.Entry(b"f" * 32, b"r" * 16, 1) for _ in range(messages.MAX_IMAGES))
-    proposal = agreement.Proposal(entries, agreement.Ballot((6,) * messages.MAX_IMAGES, True))
-    assert len(msgspec.msgpack.encode(proposal)) <= 16_384
+    ahead = agreement.Ballot((), True, entries)
+    ballot = agreement.Ballot((6,) * messages.MAX_IMAGES, True)
+    proposal = agreement.Proposal(entries, ballot, ahead=(ahead, ahead))
+    assert len(msgspec.msgpack.encode(proposal)) <= table.STEP_BYTES
