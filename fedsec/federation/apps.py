@@ -6,6 +6,7 @@ cost ten first steps and 0.8 GB. Its variables are working memory and are set be
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,13 +23,19 @@ from flwr.serverapp.strategy import Strategy
 from fedsec.errors import UsageError
 from fedsec.learning.backend import keras
 from fedsec.learning.evaluation import evaluate
+from fedsec.learning.private.trainer import HospitalPrivacy, PrivateTrainer
 from fedsec.learning.training import LocalTrainer
+from fedsec.privacy.budget import PrivacyReport
 
 Examples = tuple[npt.NDArray[np.float32], npt.NDArray[np.integer]]
 """Images [N, *input shape] and labels [N]."""
 
 PARAMETERS = "arrays"
 """The record of the model's parameters, in messages as Flower's strategies name it and in the final state."""
+
+
+_TRAINED = "fedsec-private-rounds"
+"""The record of a node's state that counts in how many rounds it has trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,8 @@ def client_app(
     examples: Callable[[int], Examples],
     *,
     evaluation: Callable[[int], Examples] | None = None,
+    privacy: HospitalPrivacy | None = None,
+    on_privacy: Callable[[int, PrivacyReport], None] | None = None,
     mods: Sequence[Mod] = (),
 ) -> ClientApp:
     """Return a ClientApp that trains and evaluates ``model`` on a hospital's own examples.
@@ -91,22 +100,32 @@ def client_app(
         model: A built Keras classifier; its parameters are overwritten.
         examples: Gives the examples of a partition id.
         evaluation: Gives those on which it evaluates; the same when None.
+        privacy: What each hospital asks for its records; None trains without differential privacy.
+        on_privacy: Called with a partition id and what that hospital has spent so far, after each training;
+            for a simulation's observer, since the numbers are the hospital's own.
         mods: Flower mods, the secure one first.
     """
     app = ClientApp(mods=list(mods))
-    trainers: dict[tuple[float, int, int], LocalTrainer] = {}
+    plain = functools.cache(functools.partial(LocalTrainer, model))
+    private = functools.cache(functools.partial(PrivateTrainer, model))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         record = message.content.config_records["config"]
         config = TrainingConfig.read(record)
-        key = (config.learning_rate, config.batch_size, config.local_epochs)
-        if key not in trainers:
-            trainers[key] = LocalTrainer(model, *key)
+        how = (config.learning_rate, config.batch_size, config.local_epochs)
         partition = int(context.node_config["partition-id"])
         images, labels = examples(partition)
+        if privacy is not None:
+            before = _rounds_trained(context)
+            trained, report = private(*how, privacy).fit(_parameters(message), images, labels, before)
+            context.state[_TRAINED] = ConfigRecord({"rounds": before + 1})
+            if on_privacy is not None:
+                on_privacy(partition, report)
+            # No metrics: they are computed from the records without any noise.
+            return _answer(message, len(labels), {}, trained)
         seed = _seed(config.seed, int(cast(int, record["server-round"])), partition)
-        parameters, metrics = trainers[key].fit(_parameters(message), images, labels, seed)
+        parameters, metrics = plain(*how).fit(_parameters(message), images, labels, seed)
         return _answer(message, len(labels), metrics, parameters)
 
     @app.evaluate()
@@ -162,6 +181,12 @@ def server_app(
         context.state[PARAMETERS] = result.arrays or initial
 
     return app
+
+
+def _rounds_trained(context: Context) -> int:
+    """Return in how many rounds this hospital has trained; Flower keeps a node's state over a run."""
+    record = context.state.config_records.get(_TRAINED)
+    return int(cast(int, record["rounds"])) if record is not None else 0
 
 
 def _parameters(message: Message) -> list[npt.NDArray[np.floating]]:

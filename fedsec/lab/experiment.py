@@ -17,7 +17,7 @@ from fedsec.cluster.cluster import Cluster
 from fedsec.errors import PeerLostError, RoundAbortedError, StateError
 from fedsec.lab.plan import round_plan
 from fedsec.lab.progress import Reporter
-from fedsec.lab.result import PredictionReport, RoundReport, RunResult
+from fedsec.lab.result import HospitalEpsilon, PredictionReport, RoundReport, RunResult
 from fedsec.lab.rundir import RunFolder
 from fedsec.scenario import Scenario
 from fedsec.transport import MeterReading
@@ -35,6 +35,7 @@ class Experiment:
         rounds: Reports of the rounds so far.
         traffic: Bytes by role, of all roles but the parties, which count for themselves.
         prediction: Private predictions, once asked.
+        privacy: What each hospital's records cost, with differential privacy.
         started: ``time.monotonic`` at the start.
     """
 
@@ -45,6 +46,7 @@ class Experiment:
     rounds: list[RoundReport] = field(default_factory=list)
     traffic: dict[str, Counter[str]] = field(default_factory=dict)
     prediction: PredictionReport | None = None
+    privacy: tuple[HospitalEpsilon, ...] = ()
     started: float = field(default_factory=time.monotonic)
 
     def count(self, traffic: Mapping[str, Counter[str]]) -> None:
@@ -73,6 +75,7 @@ class Experiment:
             seen={name: _received(reading) for name, reading in readings.items()},
             seconds=time.monotonic() - self.started,
             prediction=self.prediction,
+            privacy=self.privacy,
         )
         self.folder.append("traffic", {"traffic": result.traffic, "seen": result.seen})
         _write_json(self.folder.summary, result.summary())

@@ -16,6 +16,8 @@ from fedsec.lab.plan import round_plan
 from fedsec.learning import partition
 from fedsec.learning.backend import keras
 from fedsec.learning.data import Mnist, pixels
+from fedsec.learning.private.trainer import HospitalPrivacy
+from fedsec.privacy.budget import PrivacyReport
 from fedsec.scenario import Scenario, StrategySettings
 
 
@@ -49,10 +51,34 @@ def strategy_of(settings: StrategySettings, fraction_evaluate: float = 0.0) -> S
     return FedAvg(fraction_evaluate=fraction_evaluate)
 
 
-def hospital_app(scenario: Scenario, mnist: Mnist, model: keras.Model, mods: Sequence[Mod] = ()) -> ClientApp:
+def hospital_app(
+    scenario: Scenario,
+    mnist: Mnist,
+    model: keras.Model,
+    mods: Sequence[Mod] = (),
+    on_privacy: Callable[[int, PrivacyReport], None] | None = None,
+) -> ClientApp:
     """Return the ClientApp of a scenario's hospitals: each trains ``model`` on its part of the images."""
-    tests = test_examples_of(scenario, mnist)
-    return client_app(model, examples_of(scenario, mnist), evaluation=tests, mods=mods)
+    return client_app(
+        model,
+        examples_of(scenario, mnist),
+        evaluation=test_examples_of(scenario, mnist),
+        privacy=_privacy_of(scenario),
+        on_privacy=on_privacy,
+        mods=mods,
+    )
+
+
+def _privacy_of(scenario: Scenario) -> HospitalPrivacy | None:
+    wanted = scenario.privacy
+    if not wanted.target_epsilon:
+        return None
+    return HospitalPrivacy(
+        target_epsilon=wanted.target_epsilon,
+        delta=wanted.delta,
+        l2_norm_clip=wanted.l2_norm_clip,
+        rounds=scenario.training.rounds,
+    )
 
 
 def secured(

@@ -20,6 +20,7 @@ def round_plan(scenario: Scenario, serves: bytes = b"") -> RoundPlan:
     """
     settings, examples = scenario.aggregation, scenario.training.examples
     mean = examples / scenario.hospitals.count
+    private = scenario.privacy.target_epsilon > 0
     # A skewed split has no bound of its own below all the examples.
     equal = scenario.hospitals.partition == "equal"
     return RoundPlan(
@@ -29,7 +30,10 @@ def round_plan(scenario: Scenario, serves: bytes = b"") -> RoundPlan:
         minimum_cohort=settings.minimum_cohort,
         ring_bits=settings.ring_bits,
         upload_seconds=settings.upload_seconds,
-        train_metrics=TRAIN_METRICS,
+        # Under differential privacy all that is opened has passed the mechanism: no metrics of the training,
+        # and no numbers of examples.
+        weights="equal" if private else "examples",
+        train_metrics={} if private else TRAIN_METRICS,
         evaluate_metrics={} if settings.reveal_to == "server" else EVALUATE_METRICS,
         reveal_to=settings.reveal_to,
         serves=serves,

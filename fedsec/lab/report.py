@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsec.mpc import PROTOCOLS
+from fedsec.privacy.accounting import rounded_up
 
 _SHARES = {
     "upload": "shares of updates",
@@ -31,6 +32,8 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     """
     console = console or Console()
     console.print(_rounds(summary))
+    if "privacy" in summary:
+        console.print(_privacy(summary["privacy"]))
     console.print(_traffic(summary["traffic"]))
     console.print(_seen(summary["seen"]))
     if "prediction" in summary:
@@ -62,6 +65,32 @@ def _rounds(summary: Mapping[str, Any]) -> Table:
             _scientific(entry["difference"]),
             _scientific(entry["error_bound"]),
             f"{entry['seconds']:.1f}",
+        )
+    return table
+
+
+def _privacy(hospitals: Sequence[Mapping[str, Any]]) -> Table:
+    caption = (
+        f"for {hospitals[0]['assumptions'].removeprefix('for ')}. Each hospital computes its own row; only"
+    )
+    table = _table(
+        f"Differential privacy at delta {hospitals[0]['delta']:g}",
+        "hospital",
+        "epsilon",
+        "by RDP",
+        "noise multiplier",
+        "sampling rate",
+        "steps",
+        caption=f"{caption} this simulation's observer has them all",
+    )
+    for row in hospitals:
+        table.add_row(
+            row["hospital"],
+            rounded_up(row["epsilon"]),
+            rounded_up(row["rdp_epsilon"]),
+            f"{row['noise_multiplier']:.3f}",
+            f"{row['sampling_rate']:.4f}",
+            str(row["steps"]),
         )
     return table
 

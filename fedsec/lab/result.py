@@ -8,6 +8,7 @@ from typing import Any
 
 from fedsec.errors import StateError
 from fedsec.lab.rundir import RunFolder
+from fedsec.privacy.budget import PrivacyReport
 from fedsec.scenario import Scenario
 
 Traffic = Mapping[str, Mapping[str, int]]
@@ -75,6 +76,46 @@ class PredictionReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HospitalEpsilon:
+    """What one hospital's training tells about one of its records; each computes its own.
+
+    Attributes:
+        hospital: Its name.
+        epsilon: Over all its rounds, by privacy loss distributions.
+        rdp_epsilon: The same by Renyi divergences, as a check.
+        delta: At which both hold.
+        noise_multiplier: Of its noise, in units of the clip.
+        sampling_rate: With which each record is in a step.
+        steps: How many it took.
+        assumptions: What the numbers rest on.
+    """
+
+    hospital: str
+    epsilon: float
+    rdp_epsilon: float
+    delta: float
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+    assumptions: str
+
+    @classmethod
+    def of(cls, hospital: str, report: PrivacyReport) -> HospitalEpsilon:
+        """Return a hospital's row; all its steps are of one kind."""
+        (steps,) = report.mechanisms
+        return cls(
+            hospital=hospital,
+            epsilon=report.epsilon.value,
+            rdp_epsilon=report.epsilon.rdp,
+            delta=report.epsilon.delta,
+            noise_multiplier=steps.noise_multiplier,
+            sampling_rate=steps.sampling_rate,
+            steps=steps.steps,
+            assumptions=report.assumptions,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
     """A finished experiment.
 
@@ -86,6 +127,7 @@ class RunResult:
         seen: What each party received, sizes only.
         seconds: Wall time of the whole.
         prediction: Private predictions, if any were asked.
+        privacy: One row a hospital, with differential privacy. Only a simulation has them all.
     """
 
     folder: RunFolder
@@ -95,6 +137,7 @@ class RunResult:
     seen: Seen
     seconds: float
     prediction: PredictionReport | None = None
+    privacy: tuple[HospitalEpsilon, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -116,4 +159,6 @@ class RunResult:
         del values["folder"]
         if self.prediction is None:
             del values["prediction"]
+        if not self.privacy:
+            del values["privacy"]
         return values

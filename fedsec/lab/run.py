@@ -10,7 +10,7 @@ from fedsec.errors import RoundAbortedError
 from fedsec.lab.engines import Engine, check_engine, train_with_flower
 from fedsec.lab.experiment import Experiment, log_to, running
 from fedsec.lab.progress import Reporter
-from fedsec.lab.result import RoundReport, RunResult
+from fedsec.lab.result import HospitalEpsilon, RoundReport, RunResult
 from fedsec.lab.rundir import RunFolder
 from fedsec.lab.sealed import finish_run, plan_run
 from fedsec.learning.data import load_mnist
@@ -92,6 +92,9 @@ def train_and_export(experiment: Experiment, engine: Engine = "in-process") -> N
                 scenario, mnist, model, sites, reporter=reporter, on_round=on_round, serves=serves
             )
             experiment.count(trained.traffic)
+            experiment.privacy = tuple(
+                HospitalEpsilon.of(name, trained.privacy[name]) for name in sorted(trained.privacy)
+            )
             if for_nobody:
                 _keep_closed(folder, trained.sealed)
         else:

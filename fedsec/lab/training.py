@@ -22,6 +22,7 @@ from fedsec.lab.rounds import Rounds
 from fedsec.learning.backend import keras
 from fedsec.learning.data import Mnist
 from fedsec.learning.evaluation import set_parameters
+from fedsec.privacy.budget import PrivacyReport
 from fedsec.scenario import Scenario
 from fedsec.transport import Meter
 
@@ -48,10 +49,13 @@ class Trained:
     Attributes:
         traffic: ``sent_bytes`` and ``received_bytes`` of ``hospitals`` (all of them) and ``server``.
         sealed: Where the model is when it stays in shares; None when it is in the clear.
+        privacy: What each hospital has spent, by name; empty without differential privacy. Each knows its own
+            only: the simulation's observer collects them.
     """
 
     traffic: dict[str, Counter[str]]
     sealed: SealedModel | None
+    privacy: dict[str, PrivacyReport]
 
 
 def train(
@@ -89,7 +93,14 @@ def train(
             " this engine Flower server and hospitals share one process: it shows how, and hides nothing"
         )
     try:
-        app = hospital_app(scenario, mnist, model, [secure, observer])
+        names, spent = list(sites.trust), dict[str, PrivacyReport]()
+        app = hospital_app(
+            scenario,
+            mnist,
+            model,
+            [secure, observer],
+            on_privacy=lambda partition, report: spent.update({names[partition]: report}),
+        )
         grid = _grid(scenario, app, list(sites.trust.values()), reporter)
         server = central_app(scenario, mnist, model, strategy, rounds.evaluated)
         context = run_server_app(server, grid)
@@ -101,7 +112,7 @@ def train(
         elif not sealed:
             set_parameters(model, context.state.array_records[PARAMETERS].to_numpy_ndarrays())
         traffic = {"hospitals": _total(secure.meters().values()), "server": _total([strategy.meter])}
-        return Trained(traffic, strategy.sealed)
+        return Trained(traffic, strategy.sealed, spent)
     finally:
         strategy.close()
         secure.close()

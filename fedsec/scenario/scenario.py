@@ -128,6 +128,20 @@ class AggregationSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacySettings:
+    """Differential privacy of each hospital's records, by DP-SGD in its own training."""
+
+    target_epsilon: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.0
+    """What all rounds together may tell about one record of a hospital; 0 trains without noise."""
+
+    delta: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-5
+    """At which epsilon holds; at most one over a hospital's number of images makes sense."""
+
+    l2_norm_clip: PositiveFloat = 1.0
+    """Bound on the norm of one image's gradient over all parameters together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServingSettings:
     """How the final model is held and asked in shares."""
 
@@ -151,6 +165,7 @@ class Scenario:
     hospitals: HospitalSettings = field(default_factory=HospitalSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     strategy: StrategySettings = field(default_factory=StrategySettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
     aggregation: AggregationSettings = field(default_factory=AggregationSettings)
     serving: ServingSettings = field(default_factory=ServingSettings)
 

@@ -83,3 +83,20 @@ def test_a_run_without_predictions_has_no_such_table() -> None:
 )
 def test_sizes_read_well(count: int, text: str) -> None:
     assert size(count) == text
+
+
+def test_epsilons_are_rounded_up_and_say_what_they_rest_on() -> None:
+    row = {
+        "hospital": "hospital-00",
+        "epsilon": 2.0001,
+        "rdp_epsilon": 2.2,
+        "delta": 1e-5,
+        "noise_multiplier": 1.3,
+        "sampling_rate": 0.02,
+        "steps": 90,
+        "assumptions": "for one record replaced by a null record",
+    }
+    out = io.StringIO()
+    print_summary({**SUMMARY, "privacy": [row]}, Console(file=out, width=160))
+    assert "2.001" in out.getvalue()
+    assert "replaced by a null record" in out.getvalue()

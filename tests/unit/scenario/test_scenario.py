@@ -50,7 +50,7 @@ def test_the_resolved_scenario_reads_back_the_same() -> None:
         ("training.round=3", "unknown key 'training.round'; did you mean 'training.rounds'?"),
         ("hospitals.rounds=3", "did you mean 'training.rounds'?"),
         ("rounds=3", "did you mean 'training.rounds'?"),
-        ("nothing.like=3", "known sections: hospitals, training, strategy, aggregation, serving"),
+        ("nothing.like=3", "known sections: hospitals, training, strategy, privacy, aggregation, serving"),
         ("training=3", "[training] is a section"),
         ("training.rounds.deep=3", "training.rounds is one value, got a section"),
         ("training.rounds", "expected section.key=value"),
