@@ -84,7 +84,8 @@ class HospitalState:
             TrustError: Another announcement was accepted for this round (both are kept as evidence), or
                 the round is not above the last one this hospital uploaded to.
         """
-        with self._transaction():
+        # Nothing has left yet: before anything does, :meth:`record` syncs this as well.
+        with self._transaction(synced=False):
             query = "SELECT digest FROM announcements WHERE session=? AND position=?"
             known = self._db.execute(query, (round_id.session, round_id.position)).fetchall()
             query = "INSERT OR IGNORE INTO announcements VALUES (?, ?, ?, ?, ?)"
@@ -148,7 +149,7 @@ class HospitalState:
 
     def add_verdict(self, round_id: RoundId, verdict: Verdict) -> None:
         """Record what came of an upload."""
-        with self._transaction():
+        with self._transaction(synced=False):
             query = "UPDATE uploads SET receipt=? WHERE session=? AND position=?"
             self._db.execute(query, (verdict, round_id.session, round_id.position))
 
@@ -167,8 +168,10 @@ class HospitalState:
         return Signed(*row) if row else None
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, *, synced: bool = True) -> Iterator[None]:
         with _errors():
+            # What is not synced survives the process; the next commit that is makes it survive the machine.
+            self._db.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield

@@ -3,8 +3,9 @@
 ::
 
     <state folder of the hospital>/receipts/
-        <session>-round-3-train.json      acknowledgements; with the inclusion receipt once that is there
+        <session>-round-3-train.receipt
 
+Its first line is JSON with the acknowledgements, the last one the proof of inclusion once that is there.
 The file holds nothing private: the server's announcement, the hospital's signed upload header (digests
 that are blinded), the signatures of all aggregators, and hashes. No update, no weight, no part.
 """
@@ -17,7 +18,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,7 +76,8 @@ class ReceiptFile:
         try:
             if path.stat().st_size > MOST_FILE_BYTES:
                 raise UsageError(f"{path} is no receipt: it has more than {MOST_FILE_BYTES} bytes")
-            table = json.loads(path.read_text(encoding="utf-8"))
+            first, *rest = path.read_text(encoding="utf-8").splitlines() or [""]
+            table, proof = json.loads(first), json.loads(rest[-1]) if rest else None
         except OSError as error:
             raise UsageError(f"cannot read the receipt {path}: {error.strerror}") from error
         except (ValueError, RecursionError):
@@ -88,7 +90,7 @@ class ReceiptFile:
                 announcement=_signed(table["announcement"]),
                 header=_signed(table["header"]),
                 acknowledgements={name: _bytes(one) for name, one in table["acknowledgements"].items()},
-                inclusion=None if table.get("inclusion") is None else _inclusion(table["inclusion"]),
+                inclusion=None if proof is None else _inclusion(proof["inclusion"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             raise UsageError(f"{path} is no receipt: a field is missing or has another form") from None
@@ -105,16 +107,15 @@ class ReceiptFile:
             "announcement": _table(self.announcement),
             "header": _table(self.header),
             "acknowledgements": {name: _text(one) for name, one in self.acknowledgements.items()},
-            "inclusion": None if self.inclusion is None else _inclusion_table(self.inclusion),
         }
+        lines = [table] if self.inclusion is None else [table, _proof(self.inclusion)]
         draft = path.with_suffix(".draft")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(json.dumps(table, indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+                # Not synced: every round would wait for it, and what a power failure takes is a proof alone.
+                file.writelines(json.dumps(line) + "\n" for line in lines)
             draft.replace(path)
         except OSError as error:
             raise StateError(f"the receipt {path.name} cannot be written: {error.strerror}") from error
@@ -153,7 +154,7 @@ class Receipts:
 
     def path(self, round_id: RoundId) -> Path:
         """Return where the receipt of a round is, or will be."""
-        return self._folder / f"{round_id.session.hex()}-round-{round_id.round}-{round_id.phase}.json"
+        return self._folder / f"{round_id.session.hex()}-round-{round_id.round}-{round_id.phase}.receipt"
 
     def keep(self, round_id: RoundId, file: ReceiptFile) -> None:
         """Store what is known of an upload once all aggregators have acknowledged it."""
@@ -163,13 +164,14 @@ class Receipts:
             _log.warning("%s: %s", round_id, error)
 
     def prove(self, round_id: RoundId, inclusion: Receipt) -> None:
-        """Add the proof of inclusion."""
+        """Add the proof of inclusion; the announcement may be long and is not written again."""
         try:
-            file = ReceiptFile.load(self.path(round_id))
-        except UsageError as error:
-            _log.warning("the proof that the upload to %s was counted is not kept: %s", round_id, error)
-        else:
-            self.keep(round_id, replace(file, inclusion=inclusion))
+            with self.path(round_id).open("r+", encoding="utf-8") as file:
+                file.seek(0, os.SEEK_END)
+                file.write(json.dumps(_proof(inclusion)) + "\n")
+        except OSError as error:
+            text = "%s: the proof that the upload was counted is not kept: %s"
+            _log.warning(text, round_id, error.strerror)
 
 
 def verify_receipt(file: ReceiptFile, trust: TrustFile | None = None) -> ReceiptReport:
@@ -254,12 +256,13 @@ def _signed(table: Mapping[str, Any]) -> Signed:
     return Signed(_bytes(table["payload"]), _bytes(table["signature"]))
 
 
-def _inclusion_table(receipt: Receipt) -> dict[str, Any]:
-    return {
+def _proof(receipt: Receipt) -> dict[str, Any]:
+    inclusion = {
         "index": receipt.index,
         "path": [_text(one) for one in receipt.path],
         "statements": [_table(one) for one in receipt.statements],
     }
+    return {"inclusion": inclusion}
 
 
 def _inclusion(table: Mapping[str, Any]) -> Receipt:
