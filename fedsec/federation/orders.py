@@ -19,6 +19,7 @@ from fedsec.federation.records import (
     WEIGHTED_BY_KEY,
     array_names,
     config_items,
+    numpy_of,
     only_arrays,
     plain_content,
 )
@@ -75,7 +76,7 @@ class Order:
             raise TrustError("expected one ArrayRecord and otherwise ConfigRecords; nothing was trained")
         name, record = given
         weighted_by = str(ours.get(WEIGHTED_BY_KEY))
-        arrays = {key: array.numpy() for key, array in record.items()}
+        arrays = {key: numpy_of(array) for key, array in record.items()}
         return cls(
             phase=phase,
             announcement=_bytes(ours, ANNOUNCEMENT_KEY),
@@ -158,7 +159,7 @@ def _trained(
         raise InputError("the app returned arrays of other names than it was given; nothing was sent")
     trained = []
     for name, old in before.items():
-        new = record[name].numpy()
+        new = numpy_of(record[name])
         if new.shape != old.shape:
             raise InputError(
                 f"array '{name}': expected shape {old.shape} as given, got {new.shape}; nothing was sent"
