@@ -44,8 +44,6 @@ from fedsec.transport import ClusterFile, Deadline, Endpoint, Identity, Meter
 
 AVERAGER, AVERAGER_NAME = "fedsec.bench.aggregate_averager", "averager"
 PARTIES = 3
-AT_ONCE = 4
-"""Hospitals at work at the same time, where they send something."""
 _OPEN_S = 120.0
 _WAYS = ("flower", "wired", "secure")
 
@@ -169,11 +167,11 @@ class Site:
             return Way(fixed, fed_avg())
         if name == "wired":
             strategy = AveragedElsewhere(self._endpoint, self.server)
-            return Way(fixed, strategy, [self._wired], at_once=AT_ONCE)
+            return Way(fixed, strategy, [self._wired])
         names = self.names[: fixed.hospitals]
         cluster = replace(self.file, hospitals={one: self.file.hospitals[one] for one in names})
         secure = SecureAggregation(fed_avg(), cluster, self.server, plan=plan_of(fixed))
-        return Way(fixed, secure, [self.mod], self.trust[: fixed.hospitals], at_once=AT_ONCE)
+        return Way(fixed, secure, [self.mod], self.trust[: fixed.hospitals])
 
     def aggregator_cpu_s(self) -> float:
         """Return the processor time of all aggregators so far."""

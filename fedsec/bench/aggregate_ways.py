@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +23,6 @@ from flwr.app import (
     Message,
     MetricRecord,
     RecordDict,
-    UserConfig,
 )
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
@@ -135,33 +133,6 @@ class Taken:
     error: float
 
 
-class ConcurrentGrid(InProcessGrid):
-    """The in-process grid with a few hospitals at work at the same time, as they are on hosts of their own.
-
-    While one waits for a disk or a peer the next goes on. Flower alone waits for nothing and stays on the
-    plain grid.
-
-    Args:
-        app: The ClientApp of all hospitals.
-        nodes: Their node configs.
-        at_once: How many work at the same time.
-    """
-
-    def __init__(self, app: ClientApp, nodes: Sequence[UserConfig], at_once: int) -> None:
-        super().__init__(app, nodes)
-        self._at_once = at_once
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Deliver messages and return the replies."""
-        del timeout
-        ordered = sorted(messages, key=lambda message: message.metadata.dst_node_id)
-        with ThreadPoolExecutor(self._at_once) as pool:
-            answers = pool.map(lambda one: list(self.pull_messages([one])), self.push_messages(ordered))
-            return [reply for answer in answers for reply in answer]
-
-
 class Way:
     """One of the three ways, ready for rounds.
 
@@ -170,19 +141,12 @@ class Way:
         strategy: The ServerApp's strategy.
         mods: The ClientApp's mods.
         trust: Trust files of the hospitals, if there are any.
-        at_once: Hospitals at work at the same time.
     """
 
     def __init__(
-        self,
-        fixed: Fixed,
-        strategy: Strategy,
-        mods: Sequence[Any] = (),
-        trust: Sequence[Path] | None = None,
-        *,
-        at_once: int = 1,
+        self, fixed: Fixed, strategy: Strategy, mods: Sequence[Any] = (), trust: Sequence[Path] | None = None
     ) -> None:
-        self._fixed, self._strategy, self._at_once = fixed, strategy, at_once
+        self._fixed, self._strategy = fixed, strategy
         self._app = fixed.app(mods)
         self._nodes = node_configs(fixed.hospitals, trust)
         self._round = 0
@@ -196,12 +160,7 @@ class Way:
         self._round += 1
         self._fixed.vary()
         model = self._fixed.model
-        one_by_one = self._at_once == 1
-        grid = (
-            InProcessGrid(self._app, self._nodes)
-            if one_by_one
-            else ConcurrentGrid(self._app, self._nodes, self._at_once)
-        )
+        grid = InProcessGrid(self._app, self._nodes)
         start, cpu = time.perf_counter(), time.process_time()
         messages = list(self._strategy.configure_train(self._round, model, ConfigRecord(), grid))
         replies = list(grid.send_and_receive(messages))
