@@ -244,10 +244,12 @@ def test_the_command_says_it_in_plain_words(counted, tmp_path, capsys):
 )  # fmt: skip
 def test_the_exit_code_says_what_is_wrong(counted, tmp_path, capsys, *, change, code, text):
     world, announcement = counted
-    table = json.loads(path_of(world, world.hospitals[0], announcement).read_text())
+    lines = path_of(world, world.hospitals[0], announcement).read_text().splitlines()
+    table = json.loads(lines[0]) | json.loads(lines[1])
     change(table)
-    path = tmp_path / "receipt.json"
-    path.write_text(json.dumps(table))
+    inclusion = table.pop("inclusion")
+    path = tmp_path / "a.receipt"
+    path.write_text(json.dumps(table) + "\n" + (json.dumps({"inclusion": inclusion}) if inclusion else ""))
     assert main(["verify-receipt", str(path)]) == code
     error = capsys.readouterr().err
     assert text in error
@@ -256,7 +258,7 @@ def test_the_exit_code_says_what_is_wrong(counted, tmp_path, capsys, *, change, 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "[" * 100_000])
 def test_what_is_no_receipt_is_refused(tmp_path, content):
-    path = tmp_path / "receipt.json"
+    path = tmp_path / "a.receipt"
     path.write_text(content)
     with pytest.raises(UsageError, match="is no receipt"):
         ReceiptFile.load(path)
