@@ -34,6 +34,7 @@ _SLACK_S = 120.0
 _END_S = 5.0
 _LOOK_S = 0.1
 MEASURES = "measures.json"
+SIDE_COMMAND = (sys.executable, "-m", "fedsec.lab.compare_side")
 BOTH_ROLES = "hospitals and server"
 """The in-process engine runs them in one process, whose memory cannot be told apart."""
 
@@ -168,7 +169,7 @@ class _Runner:
         self._handover.folder.mkdir(parents=True)
         self._reporter.begin(f"training, {self._side}", self._scenario.training.rounds)
         process = ChildProcess(f"the {self._side} side", self._folder.logs / f"{self._side}-output.log")
-        command = [sys.executable, "-m", "fedsec.lab.compare_side", str(self._folder.path), self._side]
+        command = [*SIDE_COMMAND, str(self._folder.path), self._side]
         try:
             process.run(command)
             self._follow(process)

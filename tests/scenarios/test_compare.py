@@ -40,6 +40,8 @@ def compared(folder: Path, *overrides: str) -> dict[str, Any]:
     return summary
 
 
+# Two processes with TensorFlow, one after the other.
+@pytest.mark.slow
 def test_both_sides_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 

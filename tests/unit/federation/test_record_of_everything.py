@@ -36,6 +36,7 @@ from fedsec.transport.sockets import SocketChannel
 ROUNDS = 2
 LARGEST = {32: 2**28, 64: 2**40}
 METRICS = {"train": {"loss": (0.0, 10.0)}, "evaluate": {"accuracy": (0.0, 1.0)}}
+RINGS = [32, pytest.param(64, marks=pytest.mark.slow)]
 _seeds = itertools.count(20_001)
 
 
@@ -163,7 +164,7 @@ def with_files(site: Site, record: Record, then: Callable[..., None]) -> Callabl
     return look
 
 
-@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("bits", RINGS)
 def test_threat_45_and_54_nobody_received_or_stored_a_single_hospitals_value(
     own_site: Site, mod: SecureAggregationMod, record: Record, bits: int
 ) -> None:
@@ -205,7 +206,7 @@ def test_control_in_plain_flower_the_same_search_finds_everybody(record: Record)
         assert f"evaluate of hospital-{i:02}: accuracy <f8" in found
 
 
-@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("bits", RINGS)
 def test_control_uploads_without_masks_are_found_on_the_wire_and_on_disk(
     own_site: Site,
     mod: SecureAggregationMod,
