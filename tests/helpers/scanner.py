@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numba
 import numpy as np
 
 RUN = 32
@@ -30,7 +31,7 @@ _FEWEST_TEXTS = 3
 
 _CHUNK = 1 << 25
 _OVERLAP = 1 << 10
-_HASH_BITS = 22
+_HASH_BITS = 20
 _MULTIPLIER = np.uint32(2654435761)
 
 _FLOATS = ("<f8", ">f8", "<f4", ">f4", "<f2", ">f2")
@@ -99,7 +100,8 @@ class Scanner:
     def _table(self) -> np.ndarray:
         table = np.zeros(1 << _HASH_BITS, dtype=bool)
         table[_hashes((self._keys & np.uint64(0xFFFFFFFF)).astype(np.uint32))] = True
-        return table
+        # A bit for each, so that it stays in the cache of a processor.
+        return np.packbits(table, bitorder="little")
 
     def names_in(self, chunks: Iterable[bytes]) -> set[str]:
         """Return which encodings of which models are in pieces of memory."""
@@ -112,20 +114,18 @@ class Scanner:
         }
 
     def _hits(self, chunk: bytes) -> Iterator[_Needle]:
-        padded = np.frombuffer(chunk + bytes(16), dtype=np.uint8)
-        for shift in range(4):
-            words = padded[shift : shift + (len(chunk) // 4 + 1) * 4].view("<u4")
-            places = np.flatnonzero(self._table[_hashes(words)]) * 4 + shift
-            places = places[places <= len(chunk) - 8]
-            if not places.size:
-                continue
-            long = np.ascontiguousarray(padded[places[:, None] + np.arange(8)]).view("<u8")[:, 0]
-            for place in places[np.isin(long, self._keys)].tolist():
-                key = int.from_bytes(chunk[place : place + 8], "little")
-                for needle in self._by_key[key]:
-                    begin = place - needle.offset
-                    if begin >= 0 and chunk[begin : begin + len(needle.data)] == needle.data:
-                        yield needle
+        data = np.frombuffer(chunk, dtype=np.uint8)
+        places = _candidates(data, self._table)
+        places = places[places <= len(chunk) - 8]
+        if not places.size:
+            return
+        keys = np.ascontiguousarray(data[places[:, None] + np.arange(8)]).view("<u8")[:, 0]
+        for place in places[np.isin(keys, self._keys)].tolist():
+            key = int.from_bytes(chunk[place : place + 8], "little")
+            for needle in self._by_key[key]:
+                begin = place - needle.offset
+                if begin >= 0 and chunk[begin : begin + len(needle.data)] == needle.data:
+                    yield needle
 
     def in_process(self, pid: int) -> set[str]:
         """Return which encodings are in the memory of a process, which is stopped meanwhile."""
@@ -147,13 +147,29 @@ def _hashes(words: np.ndarray) -> np.ndarray:
     return hashed
 
 
+@numba.njit
+def _candidates(data: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Return the places at which four bytes are in the table; the table is that of ``_hashes``."""
+    found = np.empty(1024, dtype=np.int64)
+    count, key = 0, np.uint32(0)
+    for place in range(data.size):
+        key = np.uint32(key >> np.uint32(8)) | np.uint32(np.uint32(data[place]) << np.uint32(24))
+        hashed = np.uint32(key * _MULTIPLIER) >> np.uint32(32 - _HASH_BITS)
+        if table[hashed >> np.uint32(3)] >> (hashed & np.uint32(7)) & 1 and place >= 3:
+            if count == found.size:
+                found = np.concatenate((found, np.empty(count, dtype=np.int64)))
+            found[count] = place - 3
+            count += 1
+    return found[:count]
+
+
 def _runs(name: str, values: np.ndarray, fraction_bits: tuple[int, ...]) -> Iterator[_Needle]:
     for encoding, encoded in encodings(values, fraction_bits).items():
         for start in range(0, values.size - RUN + 1, _STRIDE):
             run = encoded[start : start + RUN]
             # Zeros and constants are everywhere.
             if len(np.unique(run)) > RUN // 2:
-                yield _Needle(f"{name}: {encoding}", start, run.tobytes(), 0)
+                yield _Needle(f"{name}: {encoding}", start, run.tobytes(), _telling(run.tobytes()))
 
 
 def _numbers(name: str, values: np.ndarray) -> Iterator[_Needle]:
@@ -162,6 +178,11 @@ def _numbers(name: str, values: np.ndarray) -> Iterator[_Needle]:
     for encoding, written in texts(np.array(chosen)).items():
         for number, text in enumerate(written):
             yield _Needle(f"{name}: {encoding}", number, text, len(text) - 8)
+
+
+def _telling(data: bytes) -> int:
+    """Return where four bytes begin that are unlike others: memory is full of zeros and of small numbers."""
+    return max(range(RUN), key=lambda place: len(set(data[place : place + 4]) - {0, 0xFF}))
 
 
 @contextmanager
@@ -179,14 +200,18 @@ def _stopped(pid: int) -> Iterator[None]:
 def memory_of(pid: int) -> Iterator[bytes]:
     """Yield all that can be read of a process' memory, in pieces that overlap.
 
+    Left out are programs and libraries: mappings of files that the process may not write to.
+
     Raises:
         OSError: Nothing can be read at all, so that a scan would prove nothing.
     """
     read = 0
     with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            span, rights, *_ = line.split()
-            if not rights.startswith("r") or line.endswith(("[vvar]", "[vsyscall]", "[vvar_vclock]")):
+            span, rights, _, _, _, *name = line.split(maxsplit=5)
+            kernels = bool(name) and name[0].startswith(("[vvar", "[vsyscall"))
+            program = bool(name) and name[0].startswith("/") and "w" not in rights
+            if not rights.startswith("r") or kernels or program:
                 continue
             begin, end = (int(address, 16) for address in span.split("-"))
             for start in range(begin, end, _CHUNK):

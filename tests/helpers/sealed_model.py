@@ -54,29 +54,34 @@ class Sealed:
     @classmethod
     def of(cls, real: Network, size: float = 8.0) -> Sealed:
         """Seal a network; the plan follows from a bound of its parameters' sizes alone."""
-        layers = tuple(
-            replace(layer, kernel=np.full_like(layer.kernel, size), bias=np.full_like(layer.bias, size))
-            if isinstance(layer, ConvLayer | DenseLayer)
-            else layer
-            for layer in real.layers
-        )
-        unseen = plan_unseen(replace(real, layers=layers))
-        sources, start = [], 0
-        for number, spec in enumerate(unseen.plan.weight_specs):
-            divisor = 1 if number % 2 else unseen.divisors[number // 2]
-            up = spec.fraction_bits - STATE_BITS - (divisor.bit_length() - 1)
-            sources.append(Source(start, 1 << max(up, 0), max(-up, 0)))
-            start += prod(spec.shape)
-        model = SealedModel(
-            plan=unseen.plan, sources=tuple(sources), session=SESSION, number=NUMBER, words=start,
-            fraction_bits=STATE_BITS,
-        )  # fmt: skip
+        model = public_model(real, size)
         return cls(real, model, _states(real, model))
 
     def store(self, folders: Mapping[int, Path], **changes: object) -> None:
         """Write each party's state into its state folder."""
         for party, folder in folders.items():
             SealedStates(folder).write(replace(self.states[party], **changes))
+
+
+def public_model(real: Network, size: float) -> SealedModel:
+    """Return what is public of a network whose parameters are within ``size``."""
+    layers = tuple(
+        replace(layer, kernel=np.full_like(layer.kernel, size), bias=np.full_like(layer.bias, size))
+        if isinstance(layer, ConvLayer | DenseLayer)
+        else layer
+        for layer in real.layers
+    )
+    unseen = plan_unseen(replace(real, layers=layers))
+    sources, start = [], 0
+    for number, spec in enumerate(unseen.plan.weight_specs):
+        divisor = 1 if number % 2 else unseen.divisors[number // 2]
+        up = spec.fraction_bits - STATE_BITS - (divisor.bit_length() - 1)
+        sources.append(Source(start, 1 << max(up, 0), max(-up, 0)))
+        start += prod(spec.shape)
+    return SealedModel(
+        plan=unseen.plan, sources=tuple(sources), session=SESSION, number=NUMBER, words=start,
+        fraction_bits=STATE_BITS,
+    )  # fmt: skip
 
 
 def _states(real: Network, model: SealedModel) -> tuple[SealedState, ...]:
