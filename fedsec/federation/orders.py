@@ -85,7 +85,7 @@ class Order:
             names=array_names(name, record),
             arrays=arrays,
             config=config_items(content.config_records, context.run_config, weighted_by),
-            content=plain_content(name, arrays, content.config_records),
+            content=plain_content(name, arrays, content.config_records, record),
         )
 
     def as_given(self, model: list[npt.NDArray[np.float64]]) -> dict[str, npt.NDArray[np.generic]]:

@@ -81,27 +81,41 @@ def numpy_of(array: Array) -> npt.NDArray[np.generic]:
 
 
 def plain_content(
-    record_name: str, arrays: Mapping[str, npt.NDArray[np.generic]], records: Mapping[str, ConfigRecord]
+    record_name: str,
+    arrays: Mapping[str, npt.NDArray[np.generic]],
+    records: Mapping[str, ConfigRecord],
+    came: Mapping[str, Array] | None = None,
 ) -> RecordDict:
     """Return a message's content made again from nothing but what the announcement covers.
 
     How the arrays were packed and in which order records and keys came is the server's to choose for each
     hospital; none of it reaches the training code.
+
+    Args:
+        record_name: Name of the one ArrayRecord.
+        arrays: Its arrays.
+        records: The ConfigRecords.
+        came: What ``arrays`` were read from, if they were not made here: bytes that are packed as we pack
+            them need no copy.
     """
-    content = RecordDict({record_name: ArrayRecord({key: _packed(one) for key, one in arrays.items()})})
+    packed = ArrayRecord(
+        {key: _packed(one, None if came is None else came[key]) for key, one in arrays.items()}
+    )
+    content = RecordDict({record_name: packed})
     for name in sorted(records):
         content[name] = ConfigRecord({key: records[name][key] for key in sorted(records[name])})
     return content
 
 
-def _packed(array: npt.NDArray[np.generic]) -> Array:
+def _packed(array: npt.NDArray[np.generic], came: Array | None) -> Array:
     """Pack an array as Flower does, in the byte order and memory order of the announced digests."""
     same = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(array.shape)
-    header = io.BytesIO()
-    npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(same))
-    return Array(
-        dtype=str(same.dtype), shape=same.shape, stype=_NUMPY, data=b"".join((header.getvalue(), same.data))
-    )
+    stream = io.BytesIO()
+    npy.write_array_header_1_0(stream, npy.header_data_from_array_1_0(same))
+    header, data = stream.getvalue(), b"" if came is None else came.data
+    if len(data) != len(header) + same.nbytes or not data.startswith(header):
+        data = b"".join((header, same.data))
+    return Array(dtype=str(same.dtype), shape=same.shape, stype=_NUMPY, data=data)
 
 
 def _part(name: str) -> str:
