@@ -13,7 +13,7 @@ import numpy as np
 from fedsec.aggregation.planner import Layout
 from fedsec.ring import KeyedStream, RingArray, derive_key
 
-PIECE_WORDS = 1 << 15
+PIECE_WORDS = 1 << 16
 """Vectors are worked on in pieces that stay in the second-level cache, several passes each."""
 
 
