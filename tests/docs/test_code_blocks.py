@@ -29,6 +29,7 @@ OTHERS = [
         "explanation/fixed-point.md",
         "how-to/secure-your-flower-app.md",
         "how-to/run-a-scenario.md",
+        "how-to/train-with-privacy.md",
     )
 ]
 
