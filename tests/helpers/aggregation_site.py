@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from fedsec.aggregation.encoding import ArraySpec, MetricSpec, plan_encoding
 from fedsec.aggregation.links import TlsLinks
 from fedsec.aggregation.messages import GetReceipt, Receipt, Signed
 from fedsec.aggregation.trust import TrustLimits
-from fedsec.cluster.cluster import Cluster
+from fedsec.cluster.cluster import PARTY_COMMAND, Cluster
 from fedsec.cluster.process import PartyProcess
 from fedsec.transport import ClusterFile, Deadline, Identity, MeterReading
 
@@ -172,11 +172,19 @@ class Round:
 class Site:
     """A cluster of aggregator processes, a collector, and one process a hospital that is kept for rounds."""
 
-    def __init__(self, folder: Path, stack: ExitStack, parties: int = 3, hospitals: int = 5) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stack: ExitStack,
+        parties: int = 3,
+        hospitals: int = 5,
+        *,
+        command: Sequence[str] = PARTY_COMMAND,
+    ) -> None:
         self.folder = folder
         limits = TrustLimits(minimum_cohort=2, metrics={"loss": (0.0, LARGEST_LOSS)})
         self.cluster = Cluster.local(
-            folder / "cluster", parties, hospitals, minimum_cohort=2, limits=limits
+            folder / "cluster", parties, hospitals, minimum_cohort=2, limits=limits, command=command
         ).start()
         stack.callback(self._check_end)
         self.pids = list(self.cluster.pids().values())
