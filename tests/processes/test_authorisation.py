@@ -52,6 +52,8 @@ from raw_hospital import RawHospital
 ALLOWED = {
     "announce": "server", "close_uploads": "server", "collect_sum": "server", "finish_round": "server",
     "upload": "hospital", "get_receipt": "hospital",
+    "sealed_start": "server", "sealed_status": "server", "fetch_state": "hospital",
+    "reshare_sum": "party", "open_sealed_link": "party",
     "upload_list": "party", "set_signature": "party", "aggregator_hello": "party", "abort_round": "party",
     "share_model": "owner", "share_sealed": "owner", "forget_model": "owner", "serve": "owner", "stop_service": "owner",
     "read_count": "owner", "read_ledger": "owner", "read_status": "owner party", "open_link": "party",
