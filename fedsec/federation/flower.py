@@ -18,6 +18,7 @@ import contextlib
 import http.client
 import json
 import os
+import secrets
 import shutil
 import socket
 import ssl
@@ -76,6 +77,8 @@ class Flower:
         self._submission: ChildProcess | None = None
         self._address = ""
         self._scratch = ""
+        # Ray listens on the network, and whoever may talk to it may run code here.
+        self._ray_token = secrets.token_hex(32)
 
     def __enter__(self) -> Self:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -203,6 +206,8 @@ class Flower:
             "FLWR_HOME": str(self._home),
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
             "RAY_TMPDIR": self._scratch,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self._ray_token,
             "PATH": path,
             "PYTHONPATH": os.pathsep.join([str(_PACKAGE_ROOT), *([inherited] if inherited else [])]),
             **self._environment,

@@ -93,7 +93,7 @@ def main(grid: Grid, context: Context) -> None:
         largest_weight=LARGEST_WEIGHT,
         smallest_mean_weight=50,
         minimum_cohort=2,
-        upload_seconds=60,
+        upload_seconds=200,
         train_metrics={"loss": (0.0, LARGEST_LOSS)},
     )
     strategy = SecureAggregation(
