@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="a receipt: of a run, in RUN/receipts/<hospital>/; else in the hospital's state folder",
+        help="a receipt: RUN/keys/state/HOSPITAL/receipts/..., else in the state folder of the trust file",
     )
     parser.add_argument(
         "--trust",

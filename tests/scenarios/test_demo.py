@@ -112,6 +112,21 @@ def test_the_average_is_that_of_the_same_updates_within_the_stated_bound(demo: D
         assert 0 < report["difference"] <= report["error_bound"] < 1e-5
 
 
+def test_threat_25_every_hospital_of_a_run_has_the_receipt_of_every_round(demo: Demo) -> None:
+    kept = [len(list(folder.glob("receipts/*.receipt"))) for folder in (demo.folder / "keys/state").iterdir()]
+    assert kept == [2] * 10
+    for name in ("hospital-00", "hospital-07"):
+        receipts = sorted((demo.folder / "keys" / "state" / name / "receipts").glob("*.receipt"))
+        trust = demo.folder / "keys" / "trust" / f"{name}.toml"
+        done = run_fedsec("verify-receipt", *receipts, "--trust", trust, "--json", cwd=demo.folder)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)["receipts"]
+        assert [(one["hospital"], one["phase"], one["included"]) for one in found] == [
+            (name, "train", 10)
+        ] * 2
+        assert [one["round"] for one in found] == [1, 2]
+
+
 def test_private_answers_are_those_of_the_model_in_the_clear(demo: Demo) -> None:
     prediction = demo.summary["prediction"]
     plan = Plan.load(demo.folder / "plan.json")
