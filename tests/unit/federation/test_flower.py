@@ -1,4 +1,4 @@
-"""What Flower's programs are given: nothing that calls anyone, homes of their own, and an app that is found."""
+"""What Flower's programs are given: nothing that calls anyone, homes of their own, an app that is found."""
 
 from __future__ import annotations
 
@@ -73,6 +73,7 @@ def test_a_supernode_gets_a_key_of_its_own_as_flower_wants_it(tmp_path: Path) ->
     assert keys[0].public_key() != keys[1].public_key()
 
 
+@pytest.mark.filterwarnings("default:GitWildMatchPattern:DeprecationWarning")  # Flower's own
 def test_the_app_folder_is_what_flower_takes_and_has_nothing_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
