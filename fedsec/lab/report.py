@@ -46,23 +46,22 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
 
 
 def _rounds(summary: Mapping[str, Any]) -> Table:
-    table = _table(
-        "Training",
-        "round",
-        "test accuracy",
-        "hospitals",
-        "difference",
-        "stated bound",
-        "s",
-        caption="hospitals: in the sum. difference: largest |opened average - plain mean| of one parameter;"
-        " only this simulation's observer knows the plain mean",
-    )
+    # Only where all hospitals share this process does anybody know the plain mean.
+    observed = any(entry["difference"] is not None for entry in summary["rounds"])
+    caption = "hospitals: in the sum"
+    if observed:
+        caption += (
+            ". difference: largest |opened average - plain mean| of one parameter; only this simulation's"
+            " observer knows the plain mean"
+        )
+    heads = ["test accuracy", "hospitals", *(["difference"] if observed else []), "stated bound", "s"]
+    table = _table("Training", "round", *heads, caption=caption)
     for entry in summary["rounds"]:
         table.add_row(
             str(entry["round"]),
             "-" if entry["accuracy"] is None else f"{entry['accuracy']:.2%}",
             f"{entry['included']} of {entry['hospitals']}",
-            _scientific(entry["difference"]),
+            *([_scientific(entry["difference"])] if observed else []),
             _scientific(entry["error_bound"]),
             f"{entry['seconds']:.1f}",
         )

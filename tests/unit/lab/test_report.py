@@ -1,11 +1,12 @@
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from fedsec.lab.report import print_summary, size
 
-SUMMARY = {
+SUMMARY: dict[str, Any] = {
     "run": "/runs/1",
     "seconds": 61.5,
     "rounds": [
@@ -44,6 +45,15 @@ def shown(summary: dict[str, object]) -> str:
     stream = io.StringIO()
     print_summary(summary, Console(file=stream, width=120))
     return stream.getvalue()
+
+
+def test_without_an_observer_there_is_no_column_for_what_it_knows() -> None:
+    rounds = [{**entry, "difference": None} for entry in SUMMARY["rounds"]]
+    text = shown({**SUMMARY, "rounds": rounds})
+    assert "difference" in shown(SUMMARY)
+    assert "difference" not in text
+    assert "stated bound" in text
+    assert "2.0e-06" in text
 
 
 def test_the_tables_show_every_number() -> None:
