@@ -262,4 +262,6 @@ def test_one_opening_a_round_and_phase(
         if entry.event == "receive" and entry.label.startswith("collect") and entry.size > min(sizes.values())
     )
     assert [one.phase for one in done.rounds] == ["train", "evaluate"] * ROUNDS
+    # And one exchange over Flower with each hospital.
+    assert len(done.grid.sent) == len(done.grid.replies) == 2 * ROUNDS * HOSPITALS
     assert opened == dict.fromkeys(("party-0", "party-1", "party-2"), 2 * ROUNDS)

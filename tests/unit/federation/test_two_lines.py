@@ -38,6 +38,12 @@ def test_the_two_names_load_no_tensorflow() -> None:
     assert not loaded & {"tensorflow", "keras", "numba", "fedsec.learning", "fedsec.nn"}
 
 
+def test_a_hospital_does_without_the_servers_side() -> None:
+    loaded = loaded_after("from fedsec.federation import secure_aggregation")
+    assert "fedsec.federation.mod" in loaded
+    assert not loaded & {"fedsec.federation.strategy", "fedsec.cluster", "fedsec.learning"}
+
+
 def test_public_names_are_complete_and_sorted() -> None:
     names = fedsec.federation.__all__
     assert names == sorted(names)
