@@ -20,8 +20,11 @@ from fedsec.errors import RangeError
 from fedsec.ring import Ring
 
 ENCODING_VERSION = 1
-COARSEST_ERROR = 2.0**-10
-"""The largest error bound, as a part of the clip, that a plan may have; a coarser mean would be of no use."""
+COARSEST_ERROR = 2.0**-19
+"""The largest error bound that a plan may have, as a part of the clip: 2^-20 of the range of twice the clip.
+
+In 32 bits that admits ``hospitals * largest weight / smallest mean weight`` up to 8192.
+"""
 _FINEST_WORD = 2**48
 """No word is larger, whatever the ring: float64 then still rounds every product to the right integer."""
 

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsec.aggregation.announcement import Announcement
-from fedsec.aggregation.encoding import COARSEST_ERROR
 from fedsec.aggregation.links import Links
 from fedsec.aggregation.sealed import Sealed, encode_model
 from fedsec.aggregation.sealed_messages import FetchState, StateShare
@@ -18,6 +17,8 @@ from fedsec.errors import ProtocolError, UsageError
 from fedsec.ring import RING64, RingArray, signed
 from fedsec.transport import Deadline
 
+_SLACK = 2.0**-10
+"""What rounding may add to a round's clip, generously: a wrong share is off by far more."""
 _LABEL = b"fedsec/aggregation/1/sealed model\0"
 
 
@@ -73,7 +74,7 @@ def _check_distance(announcement: Announcement, number: int, initial: RingArray,
     change = np.abs(signed(np.asarray(words - initial)).astype(np.float64))
     start = 0
     for spec in announcement.arrays:
-        most = number * spec.clip * (1 + COARSEST_ERROR) * 2.0 ** _sealed_of(announcement).fraction_bits
+        most = number * spec.clip * (1 + _SLACK) * 2.0 ** _sealed_of(announcement).fraction_bits
         part = change[start : start + spec.size]
         if part.size and float(part.max()) > most + number:
             raise ProtocolError(

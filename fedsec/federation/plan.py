@@ -61,7 +61,7 @@ class RoundPlan:
 
     clip: float | Mapping[str, float] = 2.0
     largest_weight: int = 100_000
-    smallest_mean_weight: float = 100.0
+    smallest_mean_weight: float = 1000.0
     minimum_cohort: int = 3
     weights: WeightRule = "examples"
     ring_bits: int = 32

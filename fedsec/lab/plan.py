@@ -7,7 +7,7 @@ import math
 from fedsec.federation.plan import EVALUATE_METRICS, TRAIN_METRICS, RoundPlan
 from fedsec.scenario import Scenario
 
-SPREAD = 10
+SPREAD = 2
 """How far weights may lie from the mean of all: one hospital's above it, the mean of a round below it."""
 
 

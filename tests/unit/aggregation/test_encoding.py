@@ -57,13 +57,26 @@ def test_threat_09_one_more_than_the_bound_is_refused():
 
 
 def test_the_error_bound_is_the_stated_formula():
-    encoding = plan_encoding(100, 2.0, 60_000, 600)
-    assert encoding.error_bound == pytest.approx(100 * 60_000 / (2**32 * 600) * 2.0, rel=1e-2)
+    encoding = plan_encoding(100, 2.0, 60_000, 1_000)
+    assert encoding.error_bound == pytest.approx(100 * 60_000 / (2**32 * 1_000) * 2.0, rel=1e-2)
 
 
 def test_a_plan_too_coarse_to_be_of_use_is_refused():
     with pytest.raises(RangeError, match="off by up to"):
         plan_encoding(1000, 1.0, 1_000_000, 1)
+
+
+@pytest.mark.parametrize("hospitals", [2, 10, 1000, 4096])
+def test_a_mean_is_off_by_less_than_a_millionth_of_its_range_or_the_plan_is_refused(hospitals):
+    for spread in (1, 4096, 8000, 8300, 1_000_000):
+        largest, mean = 100_000, 100_000 * hospitals / max(spread, hospitals)
+        expected = hospitals * largest / (2**32 * mean)
+        if expected <= 2.0**-19:
+            assert plan_encoding(hospitals, 1.0, largest, mean).error_bound < 2 * 2.0**-20
+        else:
+            with pytest.raises(RangeError, match="take 64 bits"):
+                plan_encoding(hospitals, 1.0, largest, mean)
+        assert plan_encoding(hospitals, 1.0, largest, mean, ring_bits=64).error_bound < 2.0**-20
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_each_hospital_has_its_own_part_of_the_first_examples(partition: str, mn
     [
         [],
         ["hospitals.count=1000"],
-        ["hospitals.count=100", "hospitals.partition=dirichlet"],
+        ["hospitals.count=30", "hospitals.partition=dirichlet"],
         ["hospitals.count=2", "aggregation.minimum_cohort=2", "training.examples=2"],
         ["hospitals.count=1000", "hospitals.partition=dirichlet", "aggregation.ring_bits=64"],
     ],
@@ -57,7 +57,7 @@ def test_the_constants_of_a_round_fit_the_ring(overrides: Sequence[str]) -> None
         scenario.hospitals.count, plan.clip, plan.largest_weight, plan.smallest_mean_weight, plan.ring_bits
     )
 
-    assert encoding.error_bound < 1e-2
+    assert encoding.error_bound < 2 * plan.clip * 2**-20
     assert plan.largest_weight >= scenario.training.examples / scenario.hospitals.count
     assert plan.largest_weight <= scenario.training.examples
 
