@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,19 +66,38 @@ def train(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
+class CountingGrid(PromptGrid):
+    """Counts exchanges and messages."""
+
+    def __init__(self, inner: Grid) -> None:
+        super().__init__(inner)
+        self.sent: list[int] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        batch = list(messages)
+        if batch:
+            self.sent.append(len(batch))
+        return super().push_messages(batch)
+
+
 server = ServerApp()
 
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     folder = Path(os.environ[RUN_VARIABLE])
-    grid = PromptGrid(grid)
+    grid = CountingGrid(grid)
     while len(list(grid.get_node_ids())) < HOSPITALS:
         pass  # the test's own deadline ends this
 
     def keep(report: SecureRound) -> None:
         result = report.result
-        record = {"statuses": report.statuses, "aborted": report.aborted, "included": []}
+        record: dict[str, Any] = {
+            "sent": grid.sent,
+            "statuses": report.statuses,
+            "aborted": report.aborted,
+            "included": [],
+        }
         if result is not None:
             record["included"] = list(result.included)
             record["metrics"] = dict(result.metrics)

@@ -56,7 +56,7 @@ def environment(folder: Path, rounds: int) -> dict[str, str]:
     }
 
 
-def wait_for(path: Path, flower: Flower, seconds: float = 120) -> None:
+def wait_for(path: Path, flower: Flower, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():
         flower.check()
@@ -118,6 +118,7 @@ def check(folder: Path, rounds: int) -> None:
         before = np.load(folder / f"after-{number - 1}.npz", allow_pickle=False)
         present = [p for p in range(apps.HOSPITALS) if p != apps.FAILS]
         assert record["included"] == IN_THE_SUM
+        assert record["sent"] == [apps.HOSPITALS] * number, "one exchange a round"
         assert record["statuses"] == {"stored": 2, "failed": 1}
         opened = np.load(folder / f"words-{number}.npy", allow_pickle=False)
         np.testing.assert_array_equal(opened.view(np.int32), sum(words(p, number, before) for p in present))

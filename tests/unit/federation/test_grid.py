@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from fedsec.errors import UsageError
+from fedsec.federation import grid as grid_module
 from fedsec.federation.grid import (
     FIRST_NODE_ID,
     DropEachRound,
     InProcessGrid,
+    PromptGrid,
     node_configs,
     run_server_app,
 )
@@ -181,3 +184,62 @@ def test_no_tensorflow_is_loaded(name: str) -> None:
     heavy = "{'tensorflow', 'keras'}"
     code = f"import sys, fedsec.federation.{name}; sys.exit(not {heavy}.isdisjoint(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class SlowGrid(InProcessGrid):
+    """Answers only when it is asked for the third time, and not at all in the name of the silent."""
+
+    def __init__(self, app: ClientApp, hospitals: int, silent: int = -1) -> None:
+        super().__init__(app, node_configs(hospitals))
+        self.pulls = 0
+        self._silent = silent
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self.pulls += 1
+        if self.pulls < 3:
+            return []
+        replies = super().pull_messages(message_ids)
+        return [reply for reply in replies if reply.metadata.src_node_id != FIRST_NODE_ID + self._silent]
+
+
+def orders(count: int) -> list[Message]:
+    return [
+        Message(RecordDict(), dst_node_id=FIRST_NODE_ID + number, message_type="train")
+        for number in range(count)
+    ]
+
+
+def echo() -> ClientApp:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return Message(RecordDict(), reply_to=message)
+
+    return app
+
+
+def test_a_prompt_grid_asks_until_all_have_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid_module, "PULL_S", 0.01)
+    slow = SlowGrid(echo(), 3)
+    prompt = PromptGrid(slow)
+    assert list(prompt.get_node_ids()) == list(slow.get_node_ids())
+    assert prompt.run == slow.run
+
+    replies = list(prompt.send_and_receive(orders(3), timeout=30))
+
+    assert sorted(reply.metadata.src_node_id - FIRST_NODE_ID for reply in replies) == [0, 1, 2]
+    assert slow.pulls == 3
+    assert list(prompt.send_and_receive([])) == []
+
+
+def test_a_prompt_grid_returns_in_time_with_the_replies_that_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(grid_module, "PULL_S", 0.01)
+    slow = SlowGrid(echo(), 3, silent=1)
+
+    replies = list(PromptGrid(slow).send_and_receive(orders(3), timeout=0.3))
+
+    assert sorted(reply.metadata.src_node_id - FIRST_NODE_ID for reply in replies) == [0, 2]
+    assert slow.pulls > 3
