@@ -182,6 +182,8 @@ class HospitalClient:
             known = Submitted(digest, parts.upload_id, header_digest(parts.header.payload))
             own = tag.digest() if announcement.phase == "train" else self._model_tag(announcement)
             self._state.record(announcement.id, known, own)
+            signed = self._state.announcement(announcement.id, digest)
+            self._receipts.begin(announcement.id, ReceiptFile(self.name, signed, parts.header))
             self._pending = parts
         if self._pending is not None and self._pending.upload_id == known.upload_id:
             self._send(announcement, self._pending, known, deadline)
@@ -315,11 +317,7 @@ class HospitalClient:
             if reply.aggregator != name:
                 raise ProtocolError(f"'{name}' acknowledged in the name of '{reply.aggregator}'")
             check_acknowledgement(announcement, known.upload_id, known.header_digest, reply)
-        signed = self._state.announcement(announcement.id, announcement.digest)
-        if signed is not None:
-            acknowledged = {name: reply.signature for name, reply in replies.items()}
-            file = ReceiptFile(self.name, signed, parts.header, acknowledged)
-            self._receipts.keep(announcement.id, file)
+        self._receipts.acknowledge(announcement.id, {name: one.signature for name, one in replies.items()})
 
 
 def _report(announcement: Announcement, report: ClipReport) -> None:

@@ -160,12 +160,18 @@ class HospitalState:
         with _errors():
             return [Signed(*row) for row in self._db.execute(query, (Verdict.UNKNOWN, most))]
 
-    def announcement(self, round_id: RoundId, digest: bytes) -> Signed | None:
-        """Return an announcement that was accepted, as the server signed it."""
+    def announcement(self, round_id: RoundId, digest: bytes) -> Signed:
+        """Return an announcement that was accepted, as the server signed it.
+
+        Raises:
+            StateError: It is not there.
+        """
         query = "SELECT payload, signature FROM announcements WHERE session=? AND position=? AND digest=?"
         with _errors():
             row = self._db.execute(query, (round_id.session, round_id.position, digest)).fetchone()
-        return Signed(*row) if row else None
+        if row is None:
+            raise StateError(f"the announcement of {round_id} is not in the hospital's state")
+        return Signed(*row)
 
     @contextlib.contextmanager
     def _transaction(self, *, synced: bool = True) -> Iterator[None]:

@@ -5,7 +5,8 @@
     <state folder of the hospital>/receipts/
         <session>-round-3-train.receipt
 
-Its first line is JSON with the acknowledgements, the last one the proof of inclusion once that is there.
+Each line is one JSON object: first the announcement and the upload's header, before a byte of it leaves;
+then the acknowledgements; then the proof of inclusion, once the hospital has asked for it.
 The file holds nothing private: the server's announcement, the hospital's signed upload header (digests
 that are blinded), the signatures of all aggregators, and hashes. No update, no weight, no part.
 """
@@ -18,7 +19,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +40,7 @@ from fedsec.aggregation.messages import (
 from fedsec.aggregation.receipts import check_acknowledgement, check_receipt
 from fedsec.aggregation.signing import check_signature
 from fedsec.aggregation.trust import TrustFile
-from fedsec.errors import FedsecError, RangeError, StateError, TrustError, UsageError
+from fedsec.errors import FedsecError, RangeError, TrustError, UsageError
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class ReceiptFile:
     hospital: str
     announcement: Signed
     header: Signed
-    acknowledgements: Mapping[str, bytes]
+    acknowledgements: Mapping[str, bytes] = field(default_factory=dict)
     inclusion: Receipt | None = None
 
     @classmethod
@@ -76,49 +77,28 @@ class ReceiptFile:
         try:
             if path.stat().st_size > MOST_FILE_BYTES:
                 raise UsageError(f"{path} is no receipt: it has more than {MOST_FILE_BYTES} bytes")
-            first, *rest = path.read_text(encoding="utf-8").splitlines() or [""]
-            table, proof = json.loads(first), json.loads(rest[-1]) if rest else None
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         except OSError as error:
             raise UsageError(f"cannot read the receipt {path}: {error.strerror}") from error
         except (ValueError, RecursionError):
             raise UsageError(f"{path} is no receipt: it is not JSON") from None
-        if not isinstance(table, dict) or table.get("format") != FORMAT:
+        if any(not isinstance(line, dict) for line in lines):
+            raise UsageError(f"{path} is no receipt: a line is no JSON object")
+        table: dict[str, Any] = {key: value for line in lines for key, value in line.items()}
+        if table.get("format") != FORMAT:
             raise UsageError(f'{path} is no receipt: expected "format": "{FORMAT}"')
         try:
             return cls(
                 hospital=str(table["hospital"]),
                 announcement=_signed(table["announcement"]),
                 header=_signed(table["header"]),
-                acknowledgements={name: _bytes(one) for name, one in table["acknowledgements"].items()},
-                inclusion=None if proof is None else _inclusion(proof["inclusion"]),
+                acknowledgements={
+                    name: _bytes(one) for name, one in table.get("acknowledgements", {}).items()
+                },
+                inclusion=_inclusion(table["inclusion"]) if "inclusion" in table else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             raise UsageError(f"{path} is no receipt: a field is missing or has another form") from None
-
-    def save(self, path: Path) -> None:
-        """Write the file whole or not at all, readable by its owner only.
-
-        Raises:
-            StateError: The disk does not take it.
-        """
-        table = {
-            "format": FORMAT,
-            "hospital": self.hospital,
-            "announcement": _table(self.announcement),
-            "header": _table(self.header),
-            "acknowledgements": {name: _text(one) for name, one in self.acknowledgements.items()},
-        }
-        lines = [table] if self.inclusion is None else [table, _proof(self.inclusion)]
-        draft = path.with_suffix(".draft")
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                # Not synced: every round would wait for it, and what a power failure takes is a proof alone.
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-            draft.replace(path)
-        except OSError as error:
-            raise StateError(f"the receipt {path.name} cannot be written: {error.strerror}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,22 +136,35 @@ class Receipts:
         """Return where the receipt of a round is, or will be."""
         return self._folder / f"{round_id.session.hex()}-round-{round_id.round}-{round_id.phase}.receipt"
 
-    def keep(self, round_id: RoundId, file: ReceiptFile) -> None:
-        """Store what is known of an upload once all aggregators have acknowledged it."""
-        try:
-            file.save(self.path(round_id))
-        except StateError as error:
-            _log.warning("%s: %s", round_id, error)
+    def begin(self, round_id: RoundId, file: ReceiptFile) -> None:
+        """Begin the receipt of an upload that is about to leave: what it is, and in answer to what."""
+        line = {
+            "format": FORMAT,
+            "hospital": file.hospital,
+            "announcement": _table(file.announcement),
+            "header": _table(file.header),
+        }
+        self._append(round_id, line, os.O_TRUNC)
+
+    def acknowledge(self, round_id: RoundId, signatures: Mapping[str, bytes]) -> None:
+        """Add what the aggregators have signed when they had stored their parts."""
+        line = {"acknowledgements": {name: _text(one) for name, one in signatures.items()}}
+        self._append(round_id, line)
 
     def prove(self, round_id: RoundId, inclusion: Receipt) -> None:
-        """Add the proof of inclusion; the announcement may be long and is not written again."""
+        """Add the proof of inclusion."""
+        self._append(round_id, {"inclusion": _inclusion_table(inclusion)})
+
+    def _append(self, round_id: RoundId, line: Mapping[str, Any], truncate: int = 0) -> None:
+        path = self.path(round_id)
         try:
-            with self.path(round_id).open("r+", encoding="utf-8") as file:
-                file.seek(0, os.SEEK_END)
-                file.write(json.dumps(_proof(inclusion)) + "\n")
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | truncate, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                # Not synced: every round would wait for it, and what a power failure takes is a proof alone.
+                file.write(json.dumps(line) + "\n")
         except OSError as error:
-            text = "%s: the proof that the upload was counted is not kept: %s"
-            _log.warning(text, round_id, error.strerror)
+            _log.warning("%s: its receipt %s cannot be written: %s", round_id, path.name, error.strerror)
 
 
 def verify_receipt(file: ReceiptFile, trust: TrustFile | None = None) -> ReceiptReport:
@@ -256,13 +249,12 @@ def _signed(table: Mapping[str, Any]) -> Signed:
     return Signed(_bytes(table["payload"]), _bytes(table["signature"]))
 
 
-def _proof(receipt: Receipt) -> dict[str, Any]:
-    inclusion = {
+def _inclusion_table(receipt: Receipt) -> dict[str, Any]:
+    return {
         "index": receipt.index,
         "path": [_text(one) for one in receipt.path],
         "statements": [_table(one) for one in receipt.statements],
     }
-    return {"inclusion": inclusion}
 
 
 def _inclusion(table: Mapping[str, Any]) -> Receipt:
