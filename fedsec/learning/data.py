@@ -15,6 +15,7 @@ import os
 import struct
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,11 @@ from fedsec.learning import wheel
 CACHE_FILE = "mnist.npz"
 
 _LOG = logging.getLogger(__name__)
+
+_DAMAGED = (
+    OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
+"""What numpy, gzip and zipfile raise for files that are cut off, altered, encrypted or say they are huge."""
 
 _PICKLE_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 _PICKLE_MEMBER = "mnist/data/mnist.pkl.gz"
@@ -137,7 +143,7 @@ def _read(path: Path) -> Mnist:
         if path.suffix == ".npz":
             return _from_npz(path)
         return _from_pickle(_pickle_in(path), origin=str(path))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise DataError(
             f"{path} cannot be read as MNIST ({type(error).__name__}); expected mnist.npz as Keras keeps it,"
             f" the wheel of {wheel.REQUIREMENT}, or the mnist.pkl.gz inside of it"

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from fedsec.errors import UnsupportedModelError, UsageError
+from fedsec.errors import FedsecError, UnsupportedModelError, UsageError
 from fedsec.learning.backend import keras
 
 _CONFIG_BYTES = 16 << 20
@@ -60,7 +60,10 @@ def load_keras(path: Path | str) -> keras.Model:
         config = _config_of_zip(file) if file.suffix == ".keras" else _config_of_h5(file)
         _check(config, file)
         return keras.models.load_model(file, compile=False, safe_mode=True)
-    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+    except FedsecError:
+        raise
+    except Exception as error:
+        # What a damaged file makes Keras, h5py, zipfile and zlib raise has no common class.
         raise UsageError(
             f"{file} cannot be loaded: it is damaged, or model.save did not write it ({type(error).__name__})"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from fedsec.sharing.replicated import RepShare
 
 Weights = list[npt.NDArray[np.float64]]
 """Kernel and bias of each linear step of a plan, in turn."""
+
+_DAMAGED = (OSError, ValueError, EOFError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile)
+"""What numpy and zipfile raise for files that are cut off, altered, encrypted or say they are huge."""
 
 
 def save_weights(path: Path, weights: Weights) -> None:
@@ -36,7 +40,7 @@ def load_weights(path: Path, plan: Plan) -> Weights:
         # Opened here: numpy leaves the file open when it is no archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             weights = [np.asarray(archive[name], dtype=np.float64) for name in archive.files]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise InputError(f"cannot read the parameters in {path}: {type(error).__name__}") from error
     _check_weights(plan, weights)
     return weights

@@ -5,6 +5,7 @@ Whoever attacks has a key: each payload is signed anew by whoever may sign it.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,12 +32,14 @@ from fedsec.aggregation.messages import (
     SetSignature,
     SetStatement,
     Signed,
+    Stored,
     Upload,
     UploadHeader,
     UploadList,
     header_digest,
 )
 from fedsec.aggregation.parts import make_parts
+from fedsec.aggregation.receipt_file import ReceiptFile, verify_receipt
 from fedsec.aggregation.receipts import check_receipt
 from fedsec.aggregation.signing import sign
 from fedsec.errors import FedsecError, ProtocolError, RangeError, TrustError
@@ -66,9 +69,12 @@ class Stage:
         if not played:
             return
         self.parts = [self._parts_of(hospital) for hospital in world.hospitals]
-        for hospital, made in zip(world.hospitals, self.parts, strict=True):
-            for one in world.network.aggregators:
-                world.network.ask(hospital.peer, one, Upload(made.header), made.parts[one])
+        stored = [
+            world.network.ask(hospital.peer, one, Upload(made.header), made.parts[one])[0]
+            for hospital, made in zip(world.hospitals, self.parts, strict=True)
+            for one in world.network.aggregators
+        ]
+        self.stored = [msgspec.msgpack.decode(reply, type=Stored) for reply in stored]
         self._keep("uploaded")
         self._listen()
         world.close_uploads(self.announcement)
@@ -181,10 +187,30 @@ def aggregation_targets() -> list[Target]:
         ("receipt", _receipt, stage.receipt),
     )
     trees = (msgspec.msgpack.decode(announcement),)
+    receipt = _receipt_file(stage)
     return [
         Target("announcement", partial(fresh.play, part=_announce), (announcement,), trees),
         *(
             Target(name, partial(stage.play, part=part), (payload,), (msgspec.msgpack.decode(payload),))
             for name, part, payload in cases
         ),
+        Target("receipt file", _verify, (receipt,), (json.loads(receipt),), msgspec.json.encode),
     ]
+
+
+def _receipt_file(stage: Stage) -> bytes:
+    path = folder() / "receipt.json"
+    ReceiptFile(
+        hospital=stage.world.hospitals[0].name,
+        announcement=stage.world.sign(stage.announcement),
+        header=stage.parts[0].header,
+        acknowledgements={one.aggregator: one.signature for one in stage.stored[:3]},
+        inclusion=msgspec.msgpack.decode(stage.receipt, type=Receipt),
+    ).save(path)
+    return path.read_bytes()
+
+
+def _verify(data: bytes) -> None:
+    path = folder() / "receipt.json"
+    path.write_bytes(data)
+    verify_receipt(ReceiptFile.load(path), None)
