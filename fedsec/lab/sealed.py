@@ -59,7 +59,8 @@ def plan_run(folder: RunFolder, scenario: Scenario, model: keras.Model) -> bytes
     reach = Reach(
         clips=[clip] * len(arrays), rounds=scenario.training.rounds, fraction_bits=SEALED_FRACTION_BITS
     )
-    planned = plan_sealed(model, reach, scenario.serving.fraction_bits)
+    serving = scenario.serving
+    planned = plan_sealed(model, reach, serving.fraction_bits, largest_activation=serving.largest_activation)
     planned.plan.save(folder.plan)
     words = sum(array.size for array in arrays)
     _write(folder.sealed, _Sealed(words=words, fraction_bits=SEALED_FRACTION_BITS, sources=planned.sources))

@@ -148,6 +148,10 @@ class ServingSettings:
     fraction_bits: Annotated[int, msgspec.Meta(ge=8, le=16)] = 16
     """Of weights and images in the 64-bit ring."""
 
+    largest_activation: PositiveFloat = 256.0
+    """Only of a model for ``nobody``, planned from bounds: what a relu gives above this counts as this.
+    Trained values stay far below; without it bounds grow until labels cannot be compared."""
+
     test_index: tuple[Annotated[int, msgspec.Meta(ge=0, lt=10_000)], ...] = (0, 1, 2)
     """Test images of which the demo asks a private prediction."""
 

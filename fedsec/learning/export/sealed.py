@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ldexp
 
 import numpy as np
@@ -20,7 +20,7 @@ from fedsec.learning.export.building import Floats
 from fedsec.learning.export.conversion import IGNORED, network_of
 from fedsec.learning.export.graph import calls_of
 from fedsec.nn import Plan, WeightSpec
-from fedsec.nn.network import AffineLayer, ConvLayer, DenseLayer, Network
+from fedsec.nn.network import AffineLayer, ConvLayer, DenseLayer, Network, ReluLayer
 from fedsec.nn.planner import plan_unseen
 from fedsec.nn.sealed import WORD_BITS, Source
 
@@ -76,6 +76,7 @@ def plan_sealed(
     fraction_bits: int = 16,
     *,
     input_range: tuple[float, float] = (0.0, 1.0),
+    largest_activation: float | None = None,
 ) -> SealedPlan:
     """Plan a model that will be trained and then served without anyone having its parameters.
 
@@ -85,6 +86,8 @@ def plan_sealed(
         reach: How far training can move them.
         fraction_bits: As for ``export``; values and kernels get fewer where bounds ask for it.
         input_range: As for ``export``.
+        largest_activation: What a relu gives above it counts as it. Bounds multiply from layer to layer; cut
+            where trained values never are, they stay small enough for labels to be compared. None: not cut.
 
     Raises:
         UnsupportedModelError: As for ``export``; or a layer needs more than its parameters one by one, as
@@ -98,7 +101,7 @@ def plan_sealed(
     bounds = reach.bounds(initial)
     with _parameters_kept(model):
         starts = _starts(model, [array.shape for array in initial], input_range)
-        network = _with_parameters(model, bounds, input_range)
+        network = _cut_off(_with_parameters(model, bounds, input_range), largest_activation)
     unseen = plan_unseen(network, fraction_bits=fraction_bits)
     most = max(float(array.max()) for array in bounds if array.size)
     divisors = [divisor for kernel in unseen.divisors for divisor in (kernel, 1)]
@@ -113,6 +116,19 @@ def plan_sealed(
             " fewer rounds, or with a smaller clip"
         )
     return SealedPlan(plan=unseen.plan, sources=sources)
+
+
+def _cut_off(network: Network, largest: float | None) -> Network:
+    """Return a network whose relus give at most ``largest``; where no value reaches it nothing changes."""
+    if largest is None:
+        return network
+    layers = (
+        replace(layer, max_value=largest if layer.max_value is None else min(layer.max_value, largest))
+        if isinstance(layer, ReluLayer)
+        else layer
+        for layer in network.layers
+    )
+    return replace(network, layers=tuple(layers))
 
 
 def _check_layers(model: keras.Model, initial: Sequence[Floats]) -> None:

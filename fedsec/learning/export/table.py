@@ -67,6 +67,17 @@ Values that could leave the ring are refused likewise, with the layer and its bo
 """
 
 
+_SEALED = """
+## A model that nobody has
+
+With `reveal_to = "nobody"` ([the sealed path](../explanation/sealed-path.md)) plans are made before training,
+from bounds of the parameters: the size of each initial one, and rounds times clip. Every parameter must be
+computed with as it is, alone and in its place; so these are refused besides: `BatchNormalization`,
+`Normalization`, `SeparableConv1D`, `SeparableConv2D`, and `Rescaling` with a number for each channel. A model
+whose bounds leave fewer than 6 fraction bits is refused with the layer and its bound. Of the networks below
+all but `small-resnet`, which normalises batches, fit ten rounds with a clip of 2.
+"""
+
 _NETWORKS = """
 ## Whole networks
 
@@ -90,7 +101,7 @@ def layer_table() -> str:
         f"| {name} | {error:g} | {_both_rounds(*export(by_name(name, seed=1)))} |\n"
         for name, error in STATED_ERRORS.items()
     )
-    return _HEAD + rows + _NETWORKS + networks + _IGNORED.format(names=names) + refused
+    return _HEAD + rows + _SEALED + _NETWORKS + networks + _IGNORED.format(names=names) + refused
 
 
 def _row(entry: Entry) -> str:
