@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -139,15 +139,15 @@ def test_deployed_the_opened_words_are_the_integer_sum_and_no_process_is_left(tm
 
 
 @needs_ray
-@pytest.mark.slow
 def test_on_ray_the_opened_words_are_the_integer_sum(tmp_path: Path) -> None:
     with site(tmp_path) as cluster:
-        on_ray(cluster, 2)
-    check(tmp_path, 2)
+        on_ray(cluster, 1)
+    check(tmp_path, 1)
 
 
 @pytest.mark.slow
-def test_deployed_for_several_rounds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", [pytest.param(on_ray, marks=needs_ray), deployed])
+def test_several_rounds(engine: Callable[[Cluster, int], None], tmp_path: Path) -> None:
     with site(tmp_path) as cluster:
-        deployed(cluster, 3)
+        engine(cluster, 3)
     check(tmp_path, 3)
