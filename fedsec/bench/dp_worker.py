@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsec.bench.asker import pictures
 from fedsec.bench.workers import answer_requests
 
 CLIP, NOISE = 1.0, 1.3
@@ -17,7 +18,7 @@ _KIBIBYTE = 1024
 
 
 class Training:
-    """A model with random parameters, and random images of the size of MNIST's."""
+    """A model with random parameters, and images of the size of MNIST's."""
 
     def __init__(self) -> None:
         self._model: Any = None
@@ -33,9 +34,8 @@ class Training:
         from fedsec.learning.private.model import make_private  # noqa: PLC0415
 
         # Times do not depend on what is on the images.
-        random = np.random.default_rng(_SEED)
-        self._images = random.random((examples, 28, 28, 1), dtype=np.float32)
-        self._labels = random.integers(0, 10, examples)
+        self._images = pictures((examples, 28, 28, 1), 0.0, 1.0).astype(np.float32)
+        self._labels = np.arange(examples) % 10
         self._batch = batch
         plain = by_name(model, seed=_SEED)
         self._model = make_private(plain, l2_norm_clip=CLIP, noise_multiplier=NOISE) if private else plain
