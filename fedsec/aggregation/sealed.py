@@ -20,11 +20,22 @@ from fedsec.aggregation.signing import DIGEST_BYTES
 from fedsec.errors import InputError, RangeError
 from fedsec.ring import RING64, RingArray, signed
 from fedsec.sharing.replicated import PARTIES
+from fedsec.transport.party_config import REVEAL_TO
 
 if TYPE_CHECKING:
     from fedsec.aggregation.announcement import Announcement
 
-REVEAL_TO = ("server", "hospitals", "nobody")
+__all__ = [
+    "REVEAL_TO",
+    "SEALED_FRACTION_BITS",
+    "Sealed",
+    "arrays_bytes",
+    "arrays_from",
+    "decode_model",
+    "encode_model",
+    "sealed_faults",
+]
+
 SEALED_FRACTION_BITS = 24
 """Of the model's words: float32 parameters below 1 lose nothing."""
 COARSEST_FRACTION_BITS, FINEST_FRACTION_BITS = 8, 32

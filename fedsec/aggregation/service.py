@@ -27,6 +27,7 @@ from fedsec.aggregation.messages import (
     UploadList,
 )
 from fedsec.aggregation.policy import Policy
+from fedsec.aggregation.sealed import REVEAL_TO
 from fedsec.aggregation.sealed_rounds import SealedRounds
 from fedsec.errors import FedsecError, UsageError
 from fedsec.transport import ClusterFile, Deadline, Identity, Meter, Role
@@ -42,7 +43,12 @@ _COLLECT_WAIT_S = 5.0
 _GREETING_WAIT_S = 5.0
 
 
-def policy_from(cluster: ClusterFile, minimum_cohort: int, agreement_s: float = 30.0) -> Policy:
+def policy_from(
+    cluster: ClusterFile,
+    minimum_cohort: int,
+    agreement_s: float = 30.0,
+    reveal_to: tuple[str, ...] = REVEAL_TO,
+) -> Policy:
     """Return the policy that a cluster file's pinned keys make.
 
     Raises:
@@ -56,6 +62,7 @@ def policy_from(cluster: ClusterFile, minimum_cohort: int, agreement_s: float = 
         hospitals=dict(cluster.hospitals),
         minimum_cohort=minimum_cohort,
         agreement_s=agreement_s,
+        reveal_to=reveal_to,
     )
 
 
@@ -68,6 +75,7 @@ class AggregatorService:
         state: The folder of its durable state.
         minimum_cohort: Fewest hospitals in a sum, the aggregator's own limit.
         agreement_s: Longest wait for the other aggregators in each step of the agreement.
+        reveal_to: Who may have the average of a round that it takes part in.
         meter: Counts the bytes to its peers.
 
     Raises:
@@ -83,9 +91,10 @@ class AggregatorService:
         *,
         minimum_cohort: int = 3,
         agreement_s: float = 30.0,
+        reveal_to: tuple[str, ...] = REVEAL_TO,
         meter: Meter | None = None,
     ) -> None:
-        policy = policy_from(cluster, minimum_cohort, agreement_s)
+        policy = policy_from(cluster, minimum_cohort, agreement_s, reveal_to)
         self.aggregator = Aggregator(identity, policy, state)
         peers = [endpoint for endpoint in cluster.parties if endpoint.name != identity.name]
         self._links = {peer.name: TlsLinks([peer], identity, meter) for peer in peers}

@@ -136,6 +136,13 @@ def _party_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minimum-cohort", type=int, default=PartyConfig.minimum_cohort, metavar="N", help=_COHORT
     )
+    parser.add_argument(
+        "--reveal-to",
+        nargs="+",
+        default=list(PartyConfig.reveal_to),
+        choices=REVEAL_TO,
+        help="who may have the average of a round for this party to take part; anyone by default",
+    )
 
 
 def _party(options: argparse.Namespace) -> str:
@@ -152,6 +159,7 @@ def _party(options: argparse.Namespace) -> str:
         host=options.listen,
         port=endpoint.port,
         minimum_cohort=options.minimum_cohort,
+        reveal_to=tuple(options.reveal_to),
     ).save(options.output)
     return f"made {options.output}; start the party with: fedsec party --config {options.output}"
 

@@ -361,6 +361,7 @@ class Cluster:
                 host=host,
                 port=port,
                 minimum_cohort=self._minimum_cohort,
+                reveal_to=limits.reveal_to if self._limits else PartyConfig.reveal_to,
             ).save(path)
 
     def _config_path(self, name: str) -> Path:

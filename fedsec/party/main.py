@@ -130,7 +130,12 @@ def _aggregator(
     if cluster.server is None:
         return None
     return AggregatorService(
-        identity, cluster, config.state, minimum_cohort=config.minimum_cohort, meter=meter
+        identity,
+        cluster,
+        config.state,
+        minimum_cohort=config.minimum_cohort,
+        reveal_to=config.reveal_to,
+        meter=meter,
     )
 
 

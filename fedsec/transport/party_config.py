@@ -11,6 +11,7 @@ from fedsec.transport import toml
 from fedsec.transport.access import require_own
 from fedsec.transport.identity import check_name
 
+REVEAL_TO = ("server", "hospitals", "nobody")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 STATE_LOCK = "lock"
 """In the folder of the durable state; a party holds it locked while it runs."""
@@ -31,6 +32,8 @@ class PartyConfig:
         port: TCP port to listen on; 0 takes a free one.
         minimum_cohort: Fewest hospitals in a sum this party helps to open; fewer are refused.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
+        reveal_to: Who may have the average of a round that it takes part in: any of ``server``, ``hospitals``
+            and ``nobody``.
     """
 
     name: str
@@ -41,6 +44,7 @@ class PartyConfig:
     port: int = 0
     minimum_cohort: int = 3
     log_level: str = "info"
+    reveal_to: tuple[str, ...] = REVEAL_TO
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -53,6 +57,10 @@ class PartyConfig:
             )
         if self.log_level not in LOG_LEVELS:
             raise UsageError(f"expected log_level in {', '.join(LOG_LEVELS)}, got {self.log_level!r}")
+        if not self.reveal_to or not set(map(str, self.reveal_to)) <= set(REVEAL_TO):
+            raise UsageError(
+                f"expected reveal_to to list some of {', '.join(REVEAL_TO)}, got {list(self.reveal_to)}"
+            )
 
     @classmethod
     def load(cls, path: Path) -> PartyConfig:
@@ -78,6 +86,7 @@ class PartyConfig:
             port=toml.expect(table, "port", int, where, cls.port),
             minimum_cohort=toml.expect(table, "minimum_cohort", int, where, cls.minimum_cohort),
             log_level=toml.expect(table, "log_level", str, where, cls.log_level),
+            reveal_to=tuple(toml.expect(table, "reveal_to", list, where, list(cls.reveal_to))),
         )
 
     def save(self, path: Path) -> None:

@@ -135,6 +135,7 @@ def test_a_party_config_comes_back_and_moves_with_its_folder(tmp_path: Path) -> 
         port=4000,
         minimum_cohort=5,
         log_level="debug",
+        reveal_to=("hospitals", "nobody"),
     )
     config.save(home / "party" / "party.toml")
     assert {path.resolve() for path in (PartyConfig.load(home / "party" / "party.toml").identity,)} == {
@@ -144,6 +145,7 @@ def test_a_party_config_comes_back_and_moves_with_its_folder(tmp_path: Path) -> 
     moved = PartyConfig.load(tmp_path / "two" / "party" / "party.toml")
     assert moved.cluster.resolve() == tmp_path / "two" / "cluster.toml"
     assert (moved.port, moved.minimum_cohort, moved.log_level) == (4000, 5, "debug")
+    assert moved.reveal_to == ("hospitals", "nobody")
 
 
 @pytest.mark.parametrize(
@@ -153,6 +155,9 @@ def test_a_party_config_comes_back_and_moves_with_its_folder(tmp_path: Path) -> 
         ("minimum_cohort = true", "type int"),
         ("port = -1", "0 to 65535"),
         ('log_level = "loud"', "log_level"),
+        ('reveal_to = ["everybody"]', "some of server, hospitals, nobody"),
+        ("reveal_to = []", "some of server"),
+        ('reveal_to = "server"', "type list"),
         ("minimum_cohrt = 3", "did you mean 'minimum_cohort'"),
     ],
 )
