@@ -250,6 +250,19 @@ class HospitalClient:
             words = fetch_model(self._links, announcement, number, arrays, deadline)
         return number, decode_model(words, announcement.arrays, sealed.fraction_bits)
 
+    def last_training(self, session: bytes) -> Announcement:
+        """Return the announcement of the last training round of a session that this hospital accepted.
+
+        Raises:
+            UsageError: There is none, in this process or an earlier one.
+        """
+        for signed in self._state.announcements(session):
+            announcement = decode_announcement(signed.payload)
+            accepted = self._state.accepted(announcement.id, announcement.digest)
+            if announcement.phase == "train" and accepted:
+                return announcement
+        raise UsageError(f"'{self.name}' took part in no training round of session {session.hex()[:8]}")
+
     def receipt(self, announcement: Announcement, deadline: Deadline | None = None) -> InclusionReceipt:
         """Ask whether this hospital's upload is in the sum and check the proof.
 

@@ -98,6 +98,12 @@ class HospitalState:
         if last is not None and round_id.position < last:
             raise TrustError(f"{round_id} is not above the last round this hospital took part in")
 
+    def announcements(self, session: bytes) -> list[Signed]:
+        """Return what was accepted of a session, the latest exchange first."""
+        query = "SELECT payload, signature FROM announcements WHERE session=? ORDER BY position DESC"
+        with _errors():
+            return [Signed(*row) for row in self._db.execute(query, (session,)).fetchall()]
+
     def accepted(self, round_id: RoundId, digest: bytes) -> bool:
         """Tell whether exactly this announcement, and no other for its round, was accepted."""
         query = "SELECT digest FROM announcements WHERE session=? AND position=?"

@@ -15,7 +15,7 @@ from fedsec.errors import FedsecError, UsageError
 from fedsec.federation.bundle import write_app
 from fedsec.federation.flower import Flower
 from fedsec.lab.experiment import Experiment
-from fedsec.lab.handover import RUN_NODE_KEY, RUN_VARIABLE, Handover
+from fedsec.lab.handover import RUN_NODE_KEY, RUN_VARIABLE, Handover, SealedAt
 from fedsec.lab.plan import round_plan
 from fedsec.lab.result import RoundReport
 from fedsec.scenario import Scenario
@@ -39,17 +39,12 @@ def check_engine(engine: Engine, scenario: Scenario) -> None:
     """Refuse, before anything starts, what cannot run here.
 
     Raises:
-        UsageError: Ray is not installed, a deployment would be too large for one machine, or the model is to
-            stay in shares.
+        UsageError: Ray is not installed, or a deployment would be too large for one machine.
     """
     if engine == "ray" and importlib.util.find_spec("ray") is None:
         raise UsageError(
             "the engine `ray` needs Flower's simulation engine, which is not installed: "
             "run `pip install 'fedsec[ray]'`, or take --engine in-process"
-        )
-    if engine != "in-process" and scenario.aggregation.reveal_to != "server":
-        raise UsageError(
-            f"aggregation.reveal_to = '{scenario.aggregation.reveal_to}' runs with --engine in-process only"
         )
     if engine == "deployment" and scenario.hospitals.count > MOST_SUPERNODES:
         raise UsageError(
@@ -61,8 +56,11 @@ def check_engine(engine: Engine, scenario: Scenario) -> None:
 
 def train_with_flower(
     experiment: Experiment, engine: Engine, on_round: Callable[[RoundReport], None]
-) -> list[npt.NDArray[np.floating[Any]]]:
-    """Run all federated rounds on ``ray`` or ``deployment`` and return the final parameters.
+) -> list[npt.NDArray[np.floating[Any]]] | SealedAt:
+    """Run all federated rounds on ``ray`` or ``deployment``.
+
+    Returns:
+        The final parameters, or where the model is when it stays in shares.
 
     Args:
         experiment: The run; its parties are running.
@@ -96,6 +94,8 @@ def train_with_flower(
         reporter.begin("training", scenario.training.rounds)
         _follow(experiment, flower, handover, on_round)
     experiment.count(_traffic(experiment.cluster.meters()))
+    if (sealed := handover.sealed()) is not None:
+        return sealed
     with np.load(handover.parameters, allow_pickle=False) as arrays:
         return list(arrays.values())
 

@@ -25,10 +25,11 @@ from fedsec.federation.apps import PARAMETERS
 from fedsec.federation.grid import DropEachRound, PromptGrid
 from fedsec.federation.mod import secure_aggregation
 from fedsec.lab.experiment import log_to
-from fedsec.lab.handover import RUN_NODE_KEY, RUN_VARIABLE, Handover
-from fedsec.lab.participants import central_app, hospital_app, secured
+from fedsec.lab.handover import RUN_NODE_KEY, RUN_VARIABLE, Handover, SealedAt
+from fedsec.lab.participants import central_app, hospital_app, is_sealed, secured
 from fedsec.lab.rounds import Rounds
 from fedsec.lab.rundir import RunFolder
+from fedsec.lab.sealed import digest_of_run
 from fedsec.learning import models
 from fedsec.learning.data import load_mnist
 from fedsec.scenario import Scenario
@@ -59,6 +60,12 @@ client = ClientApp(mods=[secure_aggregation, _vanish])
 @client.train()
 def train(message: Message, context: Context) -> Message:
     """Train as the scenario says."""
+    return _hospital(_run_of(context))(message, context)
+
+
+@client.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate as the scenario says: only where the server has no model."""
     return _hospital(_run_of(context))(message, context)
 
 
@@ -128,13 +135,21 @@ def _run_rounds(folder: RunFolder, grid: Grid, context: Context) -> None:
     names = numbered("hospital", scenario.hospitals.count)
     _wait_for_hospitals(grid, len(names))
     handover = Handover(folder.path)
-    rounds = Rounds(names, handover.add_round)
+    sealed = is_sealed(scenario)
+    rounds = Rounds(names, handover.add_round, sealed=sealed)
     strategy = secured(
-        scenario, folder.cluster, folder.path / "keys" / f"{SERVER}.pem", on_round=rounds.secured
+        scenario,
+        folder.cluster,
+        folder.path / "keys" / f"{SERVER}.pem",
+        on_round=rounds.secured,
+        serves=digest_of_run(folder) if scenario.aggregation.reveal_to == "nobody" else b"",
     )
     try:
         central_app(scenario, mnist, model, strategy, rounds.evaluated)(PromptGrid(grid), context)
         rounds.check()
+        if (last := strategy.sealed) is not None:
+            handover.keep_sealed(SealedAt(last.session, last.number, last.closed))
+            return
         arrays = context.state.array_records.pop(PARAMETERS).to_numpy_ndarrays()
         np.savez(handover.parameters, *arrays)
     finally:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fedsec import errors
+import fedsec.errors
 from fedsec.errors import FedsecError
 from fedsec.lab.result import RoundReport
 
@@ -16,6 +16,15 @@ RUN_VARIABLE = "FEDSEC_RUN"
 
 RUN_NODE_KEY = "fedsec-run"
 """Key of a SuperNode's node config: a folder with ``scenario.toml``."""
+
+
+@dataclass(frozen=True, slots=True)
+class SealedAt:
+    """Where a model is that stays in shares: its session, the number of its state, whether that is closed."""
+
+    session: bytes
+    number: int
+    closed: bool
 
 
 class Handover:
@@ -34,6 +43,7 @@ class Handover:
         self.parameters = self.folder / "parameters.npz"
         self._rounds = self.folder / "rounds.jsonl"
         self._outcome = self.folder / "outcome.json"
+        self._sealed = self.folder / "sealed.json"
 
     def add_round(self, report: RoundReport) -> None:
         """Append one round's report."""
@@ -47,6 +57,18 @@ class Handover:
         lines = self._rounds.read_text(encoding="utf-8").splitlines(keepends=True)
         reports = [json.loads(line) for line in lines[start:] if line.endswith("\n")]
         return [RoundReport(**{**one, "names": tuple(one["names"])}) for one in reports]
+
+    def keep_sealed(self, sealed: SealedAt) -> None:
+        """Write where the model is; there are no parameters then."""
+        values = {"session": sealed.session.hex(), "number": sealed.number, "closed": sealed.closed}
+        self._sealed.write_text(json.dumps(values), encoding="utf-8")
+
+    def sealed(self) -> SealedAt | None:
+        """Return where the model is; None when the parameters are here."""
+        if not self._sealed.is_file():
+            return None
+        values = json.loads(self._sealed.read_text(encoding="utf-8"))
+        return SealedAt(bytes.fromhex(values["session"]), values["number"], values["closed"])
 
     def end(self, error: Mapping[str, str]) -> None:
         """Say that the server has ended; ``error`` is empty, or has the error's class and its text."""
@@ -64,7 +86,7 @@ class Handover:
         """Raise the error with which the server ended, if it did."""
         outcome = json.loads(self._outcome.read_text(encoding="utf-8"))
         if outcome:
-            named = getattr(errors, outcome["error"], None)
+            named = getattr(fedsec.errors, outcome["error"], None)
             if isinstance(named, type) and issubclass(named, FedsecError):
                 raise named(outcome["text"])
             raise FedsecError(outcome["text"])

@@ -6,9 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from fedsec.aggregation.client import HospitalClient
+from fedsec.aggregation.trust import TrustFile
 from fedsec.errors import RoundAbortedError
 from fedsec.lab.engines import Engine, check_engine, train_with_flower
 from fedsec.lab.experiment import Experiment, log_to, running
+from fedsec.lab.handover import SealedAt
 from fedsec.lab.progress import Reporter
 from fedsec.lab.result import HospitalEpsilon, RoundReport, RunResult
 from fedsec.lab.rundir import RunFolder
@@ -18,6 +23,10 @@ from fedsec.nn import save_weights
 from fedsec.scenario import Scenario
 
 if TYPE_CHECKING:
+    import keras
+    import numpy.typing as npt
+
+    from fedsec.cluster.cluster import Cluster
     from fedsec.federation.sealed import SealedModel
 
 
@@ -79,6 +88,8 @@ def train_and_export(experiment: Experiment, engine: Engine = "in-process") -> N
         cluster.watch()
         reporter.say(_told(report))
 
+    serves = plan_run(folder, scenario, model) if for_nobody else b""
+    sealed: SealedModel | SealedAt | None = None
     with log_to(folder.own_log, "flwr"):
         if engine == "in-process":
             reporter.begin("training", scenario.training.rounds * scenario.hospitals.count)
@@ -87,7 +98,6 @@ def train_and_export(experiment: Experiment, engine: Engine = "in-process") -> N
                 server=cluster.identity("server"),
                 trust={name: cluster.trust_file(name) for name in cluster.keys.hospitals},
             )
-            serves = plan_run(folder, scenario, model) if for_nobody else b""
             trained = train(
                 scenario, mnist, model, sites, reporter=reporter, on_round=on_round, serves=serves
             )
@@ -95,10 +105,15 @@ def train_and_export(experiment: Experiment, engine: Engine = "in-process") -> N
             experiment.privacy = tuple(
                 HospitalEpsilon.of(name, trained.privacy[name]) for name in sorted(trained.privacy)
             )
-            if for_nobody:
-                _keep_closed(folder, trained.sealed)
+            sealed = trained.sealed
         else:
-            set_parameters(model, train_with_flower(experiment, engine, on_round))
+            last = train_with_flower(experiment, engine, on_round)
+            if isinstance(last, SealedAt):
+                sealed = last
+            if not for_nobody:
+                set_parameters(model, _fetched(cluster, last, model) if isinstance(last, SealedAt) else last)
+    if for_nobody:
+        _keep_closed(folder, sealed)
     draw_accuracy(experiment.rounds, folder.accuracy_figure)
     if for_nobody:
         return
@@ -109,7 +124,21 @@ def train_and_export(experiment: Experiment, engine: Engine = "in-process") -> N
     save_weights(folder.weights, parameters)
 
 
-def _keep_closed(folder: RunFolder, sealed: SealedModel | None) -> None:
+def _fetched(cluster: Cluster, sealed: SealedAt, model: keras.Model) -> list[npt.NDArray[np.float32]]:
+    """Return a model that stays in shares as the first hospital puts it together: it has its own keys here.
+
+    Args:
+        cluster: The parties, with the hospital's trust file.
+        sealed: Which session.
+        model: The network with its initial parameters.
+    """
+    with HospitalClient(TrustFile.load(cluster.trust_file(cluster.keys.hospitals[0]))) as hospital:
+        announcement = hospital.last_training(sealed.session)
+        _, arrays = hospital.last_model(announcement, model.get_weights())
+    return [array.astype(np.float32) for array in arrays]
+
+
+def _keep_closed(folder: RunFolder, sealed: SealedModel | SealedAt | None) -> None:
     """Note where the closed model is.
 
     Raises:

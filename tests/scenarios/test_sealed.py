@@ -10,7 +10,7 @@ import pytest
 
 import fedsec
 from fedsec.aggregation.sealed_state import SealedStates
-from fedsec.errors import ScenarioError, UsageError
+from fedsec.errors import ScenarioError
 from fedsec.lab.progress import Reporter
 from fedsec.learning.backend import keras
 from fedsec.scenario import Scenario
@@ -114,6 +114,18 @@ def test_what_cannot_go_together_is_refused(more: tuple[str, ...], error: type[E
         scenario_of("hospitals", *more)
 
 
-def test_other_engines_say_that_they_do_not_do_it_yet(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="in-process only"):
-        fedsec.run_scenario(scenario_of("hospitals"), runs=tmp_path, engine="deployment")
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("reveal_to", ["hospitals", "nobody"])
+def test_server_and_hospitals_in_processes_of_their_own(tmp_path: Path, reveal_to: str) -> None:
+    scenario = scenario_of(reveal_to, "training.model=mlp")
+
+    result = fedsec.run_scenario(scenario, runs=tmp_path, engine="deployment")
+
+    assert [report.included for report in result.rounds] == [3, 3]
+    if reveal_to == "hospitals":
+        stored = parameters(result.folder.model)
+        np.testing.assert_array_equal(stored, held(result.folder.path, 2).astype(np.float32))
+    else:
+        assert not result.folder.model.exists()
+        assert np.isfinite(held(result.folder.path, 2)).all()
