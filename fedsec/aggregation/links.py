@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -19,6 +20,7 @@ from fedsec.aggregation.signing import Buffer
 from fedsec.errors import DeadlineError, FedsecError, PeerLostError, UsageError
 from fedsec.transport import Channel, Deadline, Endpoint, Identity, Meter
 from fedsec.transport.calling import Calling, call
+from fedsec.transport.several import wait_any
 from fedsec.transport.tls import connect
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -58,8 +60,8 @@ class Links(Protocol):
             The answer of each aggregator.
 
         Raises:
-            FedsecError: As :meth:`call`, of the first aggregator in the order of ``bodies`` that failed. The
-                others were asked and heard all the same.
+            FedsecError: As :meth:`call`, of the first aggregator that failed. The others were asked all the
+                same.
         """
 
     def close(self) -> None:
@@ -146,18 +148,22 @@ class TlsLinks:
                 with _noted(failed, name):
                     question = _Question(message, bodies[name], reply, deadline)
                     under_way[name] = self._begin(name, question)
-            # The longest is heard first: its aggregator waits for the body.
-            for name in reversed(list(under_way)):
-                with _noted(failed, name):
-                    answers[name] = self._hear(name, under_way[name])
-                del under_way[name]
+            while under_way:
+                for name in _heard_of(under_way, deadline):
+                    answer = None
+                    with _noted(failed, name):
+                        answer = self._hear(name, under_way[name])
+                    if answer is not None:
+                        answers[name] = answer
+                    if answer is not None or name in failed:
+                        del under_way[name]
         finally:
             # Left only by an error that is not ours: answers that nobody hears would come out of step.
             for name in under_way:
                 self._drop(name)
-        for name in bodies:
-            if name in failed:
-                raise failed[name]
+        # Who failed first: after it the time may have been over for others, which had answered.
+        for error in failed.values():
+            raise error
         return answers
 
     def _begin(self, name: str, question: _Question[T]) -> _UnderWay[T]:
@@ -171,11 +177,10 @@ class TlsLinks:
         channel, _ = self._channel(name, question.deadline)
         return _UnderWay(question, question.over(channel), kept=False)
 
-    def _hear(self, name: str, under_way: _UnderWay[T]) -> T:
+    def _hear(self, name: str, under_way: _UnderWay[T]) -> T | None:
         question = under_way.question
         try:
-            while (answer := under_way.calling.hear()) is None:
-                continue
+            answer = under_way.calling.hear()
         except PeerLostError as error:
             self._drop(name)
             if not under_way.kept or isinstance(error, DeadlineError):
@@ -183,7 +188,7 @@ class TlsLinks:
             answer = self.call(
                 name, question.message, question.reply, body=question.body, deadline=question.deadline
             )
-        return answer[0]
+        return None if answer is None else answer[0]
 
     def interrupt(self) -> None:
         """End every request that another thread waits for, and refuse new ones; :meth:`close` comes after."""
@@ -221,6 +226,17 @@ class TlsLinks:
         if channel is not None:
             with contextlib.suppress(OSError):
                 channel.close()
+
+
+def _heard_of(under_way: Mapping[str, _UnderWay[T]], deadline: Deadline) -> list[str]:
+    """Wait for a word of any aggregator: one that is silent must not use up the time of the others.
+
+    Returns:
+        Those that have said something; all when the time is over.
+    """
+    names = {one.calling.channel: name for name, one in under_way.items()}
+    left = max(0.0, deadline.at - time.monotonic())
+    return [names[channel] for channel in wait_any(list(names), left)] or list(under_way)
 
 
 @contextlib.contextmanager
