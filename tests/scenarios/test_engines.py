@@ -71,6 +71,21 @@ def test_the_apps_of_the_engines_give_what_training_in_process_gives(
     assert json.loads((run / "flower" / "outcome.json").read_text()) == {}
 
 
+def test_the_apps_say_what_they_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedsec.errors import DeadlineError, UsageError  # noqa: PLC0415 - beside the next one
+    from fedsec.federation.grid import InProcessGrid, node_configs, run_server_app  # noqa: PLC0415 - Flower
+    from fedsec.lab import flower_apps  # noqa: PLC0415
+
+    grid = InProcessGrid(flower_apps.client, node_configs(2))
+    monkeypatch.delenv("FEDSEC_RUN", raising=False)
+    with pytest.raises(UsageError, match=r"keys/server\.pem in the environment variable FEDSEC_RUN"):
+        run_server_app(flower_apps.server, grid)
+    monkeypatch.setattr(flower_apps, "HOSPITALS_S", -30)
+    with pytest.raises(DeadlineError, match="2 of 3 hospitals have connected"):
+        flower_apps._wait_for_hospitals(grid, 3)
+    flower_apps._wait_for_hospitals(grid, 2)
+
+
 def command(engine: str, sizes: Sequence[str], *more: str) -> list[str]:
     scenario = str(ROOT / "scenarios" / "ten-equal-hospitals")
     sets = [argument for size in sizes for argument in ("--set", size)]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from fedsec.cli.main import main
-from fedsec.errors import FedsecError, RoundAbortedError
-from fedsec.lab.engines import ENGINES, MOST_SUPERNODES, _traffic
+from fedsec.errors import DeadlineError, FedsecError, PeerLostError, RoundAbortedError
+from fedsec.lab import engines
+from fedsec.lab.engines import ENGINES, MOST_SUPERNODES, _follow, _traffic
 from fedsec.lab.handover import Handover
+from fedsec.lab.progress import Reporter
 from fedsec.lab.result import RoundReport
+from fedsec.scenario import Scenario
 from fedsec.transport import MeterReading
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -123,3 +127,59 @@ def test_bytes_of_processes_that_are_gone_are_what_the_parties_counted() -> None
         "hospitals": Counter(sent_bytes=270, received_bytes=17),
         "server": Counter(sent_bytes=400, received_bytes=30),
     }
+
+
+class FakeFlower:
+    """Flower's programs on paper: they say whether the app has ended, and can be found dead."""
+
+    def __init__(self, *, ended: bool = False, dead: bool = False) -> None:
+        self._ended, self._dead = ended, dead
+
+    def ended(self) -> bool:
+        return self._ended
+
+    def check(self) -> None:
+        if self._dead:
+            raise PeerLostError("expected superlink to run; it ended")
+
+    def last_words(self) -> str:
+        return "End of flower-run.log: ImportError"
+
+
+def following(folder: Path, flower: FakeFlower) -> list[RoundReport]:
+    (folder / "flower").mkdir(exist_ok=True)
+    heard: list[RoundReport] = []
+    experiment: Any = SimpleNamespace(
+        scenario=Scenario(),
+        cluster=SimpleNamespace(watch=lambda: None),
+        reporter=Reporter(),
+        folder=SimpleNamespace(logs=folder / "logs"),
+    )
+    _follow(experiment, cast(Any, flower), Handover(folder), heard.append)
+    return heard
+
+
+def test_rounds_are_told_until_the_end(tmp_path: Path) -> None:
+    (tmp_path / "flower").mkdir()
+    handover = Handover(tmp_path)
+    handover.add_round(report(1))
+    handover.add_round(report(2))
+    handover.end({})
+
+    assert [one.round for one in following(tmp_path, FakeFlower(ended=True))] == [1, 2]
+
+
+def test_an_app_that_ends_without_a_word_is_an_error_with_the_end_of_its_log(tmp_path: Path) -> None:
+    with pytest.raises(FedsecError, match=r"ended without a result\. End of flower-run\.log: ImportError"):
+        following(tmp_path, FakeFlower(ended=True))
+
+
+def test_a_program_that_dies_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PeerLostError, match="expected superlink to run"):
+        following(tmp_path, FakeFlower(dead=True))
+
+
+def test_a_round_that_does_not_come_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "START_S", -1e6)
+    with pytest.raises(DeadlineError, match=r"Flower's server app in round 1 .*logs"):
+        following(tmp_path, FakeFlower())
