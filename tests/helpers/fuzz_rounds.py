@@ -39,7 +39,7 @@ from fedsec.aggregation.messages import (
     header_digest,
 )
 from fedsec.aggregation.parts import make_parts
-from fedsec.aggregation.receipt_file import ReceiptFile, verify_receipt
+from fedsec.aggregation.receipt_file import ReceiptFile, Receipts, verify_receipt
 from fedsec.aggregation.receipts import check_receipt
 from fedsec.aggregation.signing import sign
 from fedsec.errors import FedsecError, ProtocolError, RangeError, TrustError
@@ -194,23 +194,31 @@ def aggregation_targets() -> list[Target]:
             Target(name, partial(stage.play, part=part), (payload,), (msgspec.msgpack.decode(payload),))
             for name, part, payload in cases
         ),
-        Target("receipt file", _verify, (receipt,), (json.loads(receipt),), msgspec.json.encode),
+        Target(
+            "receipt file",
+            _verify,
+            (receipt,),
+            ([json.loads(line) for line in receipt.splitlines()],),
+            _lines,
+        ),
     ]
 
 
 def _receipt_file(stage: Stage) -> bytes:
-    path = folder() / "receipt.json"
-    ReceiptFile(
-        hospital=stage.world.hospitals[0].name,
-        announcement=stage.world.sign(stage.announcement),
-        header=stage.parts[0].header,
-        acknowledgements={one.aggregator: one.signature for one in stage.stored[:3]},
-        inclusion=msgspec.msgpack.decode(stage.receipt, type=Receipt),
-    ).save(path)
-    return path.read_bytes()
+    receipts, round_id = Receipts(folder()), stage.announcement.id
+    header, name = stage.parts[0].header, stage.world.hospitals[0].name
+    receipts.begin(round_id, ReceiptFile(name, stage.world.sign(stage.announcement), header, {}))
+    receipts.acknowledge(round_id, {one.aggregator: one.signature for one in stage.stored[:3]})
+    receipts.prove(round_id, msgspec.msgpack.decode(stage.receipt, type=Receipt))
+    return receipts.path(round_id).read_bytes()
+
+
+def _lines(tree: Any) -> bytes:
+    lines = tree if isinstance(tree, list) else [tree]
+    return b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
 
 
 def _verify(data: bytes) -> None:
-    path = folder() / "receipt.json"
+    path = folder() / "read.receipt"
     path.write_bytes(data)
     verify_receipt(ReceiptFile.load(path), None)
