@@ -12,8 +12,8 @@ import logging
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -216,9 +216,14 @@ def _site(work: Path, hospitals: int) -> Iterator[Site]:
 
 
 def _compared(site: Site, size: Size, turns: int) -> dict[str, Any]:
+    fixed = Fixed(*size)
+    with ExitStack() as stack:
+        ways = {name: stack.enter_context(closing(site.way(name, fixed))) for name in _WAYS}
+        return _in_turns(site, ways, size, turns)
+
+
+def _in_turns(site: Site, ways: Mapping[str, Way], size: Size, turns: int) -> dict[str, Any]:
     hospitals, parameters = size
-    fixed = Fixed(hospitals, parameters)
-    ways = {name: site.way(name, fixed) for name in _WAYS}
     for way in ways.values():
         way.round()
     taken: dict[str, list[Taken]] = {name: [] for name in _WAYS}
@@ -258,9 +263,9 @@ def _grown(site: Site, sizes: Sequence[Size]) -> dict[str, Any]:
     """Run secure rounds of several sizes and fit a line."""
     seconds = []
     for hospitals, parameters in sizes:
-        way = site.way("secure", Fixed(hospitals, parameters))
-        way.round()
-        seconds.append(min(way.round().wall_s for _ in range(2)))
+        with closing(site.way("secure", Fixed(hospitals, parameters))) as way:
+            way.round()
+            seconds.append(min(way.round().wall_s for _ in range(2)))
     return {"sizes": [list(size) for size in sizes], "seconds": seconds}
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ from fedsec.bench.aggregate_averager import ARRAY, MOST_BYTES, PlainMean, PlainR
 from fedsec.errors import ProtocolError
 from fedsec.federation.grid import InProcessGrid, node_configs
 from fedsec.federation.mod import SecureAggregationMod
+from fedsec.federation.strategy import SecureAggregation
 from fedsec.transport import Deadline, Endpoint, Identity, Meter
 
 CLIP = 1.0
@@ -151,6 +152,11 @@ class Way:
         self._nodes = node_configs(fixed.hospitals, trust)
         self._round = 0
 
+    def close(self) -> None:
+        """Close the connections of the ServerApp, if it has any."""
+        if isinstance(self._strategy, SecureAggregation | AveragedElsewhere):
+            self._strategy.close()
+
     def round(self) -> Taken:
         """Run one round and check its result.
 
@@ -176,13 +182,6 @@ class Way:
 def fed_avg() -> FedAvg:
     """Return the strategy that all ways use."""
     return FedAvg(fraction_train=1.0, fraction_evaluate=0.0)
-
-
-class Sends(Protocol):
-    """Connections of one hospital that can be opened ahead."""
-
-    def connect(self, deadline: Deadline) -> None:
-        """Open them."""
 
 
 class OverTls:
@@ -220,7 +219,11 @@ class AveragedElsewhere(FedAvg):
     def __init__(self, averager: Endpoint, identity: Identity) -> None:
         super().__init__(fraction_train=1.0, fraction_evaluate=0.0)
         self._averager = averager.name
-        self.links = TlsLinks([averager], identity)
+        self._links = TlsLinks([averager], identity)
+
+    def close(self) -> None:
+        """Close the connection to the averager."""
+        self._links.close()
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -228,7 +231,7 @@ class AveragedElsewhere(FedAvg):
         """Return the mean of what the averager has got."""
         del server_round, replies
         deadline = Deadline.after(_WAIT_S)
-        _, body = self.links.call(
+        _, body = self._links.call(
             self._averager, PlainMean(), PlainTaken, deadline=deadline, max_body_bytes=MOST_BYTES
         )
         array = Array(dtype="float32", shape=(), stype="numpy.ndarray", data=bytes(body))

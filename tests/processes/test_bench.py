@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fedsec.bench import aggregate_report
 from fedsec.bench.engine import bench_engine
 from fedsec.bench.links import SIZES, bench_links
 from fedsec.bench.report import rows_of
@@ -75,3 +76,19 @@ def test_the_engine_alone_is_measured(tmp_path: Path) -> None:
     assert set(results) == {f"{mode}, {kind}, 2" for mode in ("dealt", "plain") for kind in ("tls", "tcp")}
     parts = {"prepare", "prepare CPU", "online", "online CPU"}
     assert all(set(times) == parts for parties in results.values() for times in parties)
+
+
+@pytest.mark.slow
+def test_the_aggregation_is_measured_beside_plain_averaging() -> None:
+    done = _fedsec("bench", "aggregate", "--quick", "--json")
+    assert done.returncode == 0, done.stderr
+    results: dict[str, Any] = json.loads(done.stdout)
+    rows = {row.figure: row for row in aggregate_report.rows_of(results)}
+    for figure in ("round, 10 x 1M: secure by (b)", "CPU of a hospital beyond plain (a), 1M"):
+        assert rows[figure].value > 0
+    for figure in (
+        "bytes up a hospital beyond plain, 10 x 1M",
+        "error of the mean by 2^-20 of the clip range",
+    ):
+        assert rows[figure].verdict == "aim"
+    assert "no receipt" not in done.stderr
