@@ -80,3 +80,21 @@ def test_what_cannot_be_shared_is_refused():
         compressed.share_compressed(np.zeros(3), [fresh_key()])
     with pytest.raises(UsageError):
         compressed.expand(fresh_key(), -1)
+
+
+@pytest.mark.parametrize("size", [0, 1, 8191, 8192, 8193, 40_000])
+@pytest.mark.parametrize("bits", [32, 64])
+def test_a_seed_expands_in_pieces_to_the_same_words(size, bits):
+    seed, ring = fresh_key(), Ring(bits)
+    pieces = [piece.copy() for piece in compressed.expand_pieces(seed, size, ring)]
+    whole = np.concatenate(pieces) if pieces else np.empty(0, ring.dtype)
+    np.testing.assert_array_equal(whole, compressed.expand(seed, size, ring))
+
+
+@pytest.mark.parametrize("step", [1, 1000, 8192, 20_001])
+def test_masks_taken_off_piece_by_piece_are_those_taken_off_at_once(step, stream):
+    secret, seeds = stream.words(20_000), _seeds(2, stream)
+    masks, vector = compressed.Masks(seeds, RING64), secret.copy()
+    for start in range(0, vector.size, step):
+        masks.take_off(vector[start : start + step])
+    np.testing.assert_array_equal(vector, compressed.share_compressed(secret, seeds))
