@@ -101,13 +101,10 @@ def change_of(
     """
     sizes = [spec.size for spec in arrays]
     numerators: RingArray = np.repeat(np.array(division.numerators, dtype=RING64.dtype), sizes)
-    pieces = [
-        _change(party, total[at : at + _CHUNK], numerators[at : at + _CHUNK], division)
-        for at in range(0, total.size, _CHUNK)
-    ]
-    if not pieces:
-        return RepShare(numerators, numerators, fraction_bits)
-    own, following = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+    own, following = np.empty_like(numerators), np.empty_like(numerators)
+    for at in range(0, total.size, _CHUNK):
+        piece = slice(at, at + _CHUNK)
+        own[piece], following[piece] = _change(party, total[piece], numerators[piece], division)
     return RepShare(own, following, fraction_bits)
 
 

@@ -201,3 +201,27 @@ def test_nothing_is_overwritten(keys: Keys, cluster: Path, capsys: pytest.Captur
     assert keys.run("issue", keys.folder / "alice.pem", *authority, "--role", "party", "--name", "alice") == 2
     assert cluster.read_bytes() == before
     assert "never overwritten" in capsys.readouterr().err
+
+
+def test_hospitals_get_one_secret_for_sealed_rounds(
+    keys: Keys, cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common: tuple[object, ...] = ("--cluster", cluster, "--identity", keys.folder / "north.pem")
+    common = (*common, "--state", keys.folder / "state", "--reveal-to", "hospitals")
+    secret = keys.folder / "hospitals.secret"
+    assert keys.run("trust", keys.folder / "none.toml", *common) == 2
+    assert "--hospitals-secret FILE" in capsys.readouterr().err
+
+    files = []
+    for name in ("one.toml", "two.toml"):
+        assert keys.run("trust", keys.folder / name, *common, "--hospitals-secret", secret) == 0
+        files.append(TrustFile.load(keys.folder / name))
+        assert (keys.folder / name).stat().st_mode & 0o777 == 0o600
+
+    assert files[0].secret == files[1].secret == bytes.fromhex(secret.read_text())
+    assert len(files[0].secret) == 32
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert files[0].limits.reveal_to == ("hospitals",)
+    assert files[0].secret.hex() not in repr(files[0])
+    secret.write_text("not hexadecimal")
+    assert keys.run("trust", keys.folder / "three.toml", *common, "--hospitals-secret", secret) == 2

@@ -96,6 +96,18 @@ def test_every_hospital_gets_a_trust_file_with_its_own_identity_and_state(tmp_pa
     assert len(states) == 3
 
 
+def test_the_hospitals_secret_is_one_for_all_and_stays_when_files_are_written_again(tmp_path: Path) -> None:
+    keys = make_local_keys(tmp_path, hospitals=3)
+    cluster = keys.cluster_file(ADDRESSES)
+
+    first = {TrustFile.load(path).secret for path in write_trust_files(keys, cluster).values()}
+    again = {TrustFile.load(path).secret for path in write_trust_files(keys, cluster).values()}
+
+    assert first == again
+    assert [len(secret) for secret in first] == [32]
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "trust").glob("*.toml")} == {0o600}
+
+
 def test_hospitals_never_admit_fewer_aggregators_than_there_are(tmp_path: Path) -> None:
     keys = make_local_keys(tmp_path, parties=5, hospitals=1)
     addresses = {f"party-{number}": ("127.0.0.1", 4000 + number) for number in range(5)}
