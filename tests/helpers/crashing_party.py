@@ -66,10 +66,12 @@ class Database:
         self._charging = False
 
     def execute(self, statement: str, *values: Any) -> Any:
-        if statement == "COMMIT" and self._charging:
+        # One charge is a transaction by itself.
+        committing = statement.startswith("INSERT INTO charge") or (statement == "COMMIT" and self._charging)
+        if committing:
             self._crash.at(2)
         result = self._db.execute(statement, *values)
-        if statement == "COMMIT" and self._charging:
+        if committing:
             self._charging = False
             self._crash.at(3)
         return result
