@@ -66,8 +66,8 @@ def ask_each(
             still outstanding then are closed.
     """
     round_ = _Round[T](deadline)
-    # The leader, party 0, first: it has most to do before the others can begin.
-    for channel, ask in zip(channels, asks, strict=True):
+    # Those that compute first: the leader, party 0, waits for their votes anyway.
+    for channel, ask in reversed(list(zip(channels, asks, strict=True))):
         round_.send(channel, ask, reply)
     while round_.waiting:
         round_.hear()
