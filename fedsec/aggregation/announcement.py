@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import msgspec
@@ -63,8 +64,11 @@ class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     public_key: bytes
 
 
-class Announcement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One round as the Flower server signs it. Lists are in canonical (sorted by name) order."""
+class Announcement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, dict=True):
+    """One round as the Flower server signs it. Lists are in canonical (sorted by name) order.
+
+    What takes time that grows with the roster is found once and kept.
+    """
 
     version: int
     session: bytes
@@ -98,7 +102,7 @@ class Announcement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
         """Return the canonical bytes that are signed and hashed."""
         return msgspec.msgpack.encode(self)
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """SHA-256 of the canonical bytes under a label; it is in every upload."""
         return announcement_digest(self.encode())
@@ -109,16 +113,18 @@ class Announcement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
         Raises:
             ProtocolError: The hospital is not in this round.
         """
-        for member in self.roster:
-            if member.name == hospital:
-                return member.public_key
+        if (place := self._places.get(hospital)) is not None:
+            return self.roster[place].public_key
         msg = f"hospital '{hospital}' is not in the roster of {self.id}"
         raise ProtocolError(msg)
 
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {member.name: place for place, member in enumerate(self.roster)}
+
     def vector_holder(self, hospital: str) -> str:
         """Return the aggregator that gets this hospital's full vector; the others get seeds."""
-        place = [member.name for member in self.roster].index(hospital)
-        return self.aggregators[(place + self.round) % len(self.aggregators)].name
+        return self.aggregators[(self._places[hospital] + self.round) % len(self.aggregators)].name
 
     def vector_hospitals(self, aggregator: str) -> frozenset[str]:
         """Return the hospitals whose full vector goes to this aggregator."""
