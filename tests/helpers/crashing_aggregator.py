@@ -8,6 +8,7 @@ message table, and everything that is made durable, each before and after.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from fedsec.aggregation.parts import PartFolder, PartWriter
 from fedsec.aggregation.store import Store
 from fedsec.cli.main import main
 
-AGREEMENT_S = 4.0
+AGREEMENT_S, COLLECT_S = 4.0, 6.0
 REQUESTS = (
     "Announce", "Upload", "CloseUploads", "UploadList", "SetSignature", "CollectSum", "FinishRound",
     "GetReceipt", "Hello", "AbortRound",
@@ -65,7 +66,7 @@ class Crash:
 
 
 def prepare(crash: Crash) -> None:
-    """Put the steps into the code, and shorten the deadline of the agreement."""
+    """Put the steps into the code, and shorten the deadlines of the agreement and of the collection."""
     handle = aggregator.Aggregator.handle
     name_of: Callable[..., str] = lambda _self, _peer, message, *_: type(message).__name__  # noqa: E731
     aggregator.Aggregator.handle = crash.around(handle, name_of)  # type: ignore[method-assign]
@@ -73,7 +74,10 @@ def prepare(crash: Crash) -> None:
         for name in names:
             full = f"{owner.__name__}.{name}"
             setattr(owner, name, crash.around(getattr(owner, name), lambda *_, full=full: full))
-    service.AggregatorService.__init__.__kwdefaults__["agreement_s"] = AGREEMENT_S
+    policy_from = service.policy_from
+    service.policy_from = lambda *arguments: dataclasses.replace(
+        policy_from(*arguments), agreement_s=AGREEMENT_S, collect_s=COLLECT_S
+    )
 
 
 if __name__ == "__main__":
