@@ -108,17 +108,14 @@ def test_too_many_rounds_are_refused_with_layer_bound_and_advice() -> None:
         sealed(models.by_name("short-conv", seed=1), clip=2.0, rounds=100)
 
 
-def test_constants_that_look_like_a_parameters_number_are_no_parameters() -> None:
-    """A Normalization of constants: its scale is the same whatever the parameters are."""
-    model = keras.Sequential(
-        [
-            keras.Input((4,)),
-            L.Normalization(mean=0.0, variance=1 / 9.0, axis=None),
-            L.Dense(1, use_bias=False),
-        ]
-    )
-    with pytest.raises(UnsupportedModelError, match="layer 'normalization"):
-        sealed(model)
+def test_constants_that_look_like_numbered_parameters_are_no_parameters() -> None:
+    """1, 2, 3: the numbers of the first three parameters, and their numbers counted from the end."""
+    for numbers in ([1.0, 2.0, 3.0], [12.0, 11.0, 10.0], [-1.0, -2.0, -3.0]):
+        model = keras.Sequential(
+            [keras.Input((4, 4, 3)), L.Rescaling(numbers, offset=[0.0] * 3), L.Flatten(), L.Dense(2)]
+        )
+        with pytest.raises(UnsupportedModelError, match=r"layer 'rescaling.*one by one and in their order"):
+            sealed(model)
 
 
 def test_clips_of_another_model_are_refused() -> None:
