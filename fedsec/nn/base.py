@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -37,9 +38,10 @@ class Value(NamedTuple):
 
 
 def power_of_two(size: float) -> float:
-    """Return the least power of two that is not below ``size``."""
+    """Return the least power of two that is not below ``size``; infinity where a float holds none."""
     mantissa, exponent = math.frexp(size)
-    return math.ldexp(1.0, exponent - 1 if mantissa == 0.5 else exponent)
+    exponent -= mantissa == 0.5
+    return math.ldexp(1.0, exponent) if exponent < sys.float_info.max_exp else math.inf
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

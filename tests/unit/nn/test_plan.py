@@ -99,7 +99,7 @@ def test_a_plan_that_does_not_follow_is_refused(
     "values",
     [
         {"version": 1}, {"ring_bits": 32}, {"fraction_bits": 3}, {"output_shape": [4]},
-        {"input_shape": [8, 8]}, {"layers": []}, {"input_low": 2.0}, {"surprise": 0},
+        {"input_shape": [8, 8]}, {"layers": []}, {"input_low": 2.0}, {"input_high": 1.7e308}, {"surprise": 0},
     ],
 )  # fmt: skip
 def test_a_frame_that_does_not_fit_is_refused(
