@@ -24,7 +24,6 @@ from fedsec.serving.agreement import (
     Proposer,
     RequestKey,
     Verdict,
-    Wish,
     combine,
     fits_ahead,
     judge,
@@ -128,14 +127,8 @@ class ServiceLoop:
             if pause is not None and pause <= 0:
                 images, reveal = self._stock.wanted()
                 return Proposal((), None, images, reveal)
-            self._charge_ahead(held)
             waits = [wait for wait in (heartbeat, due, pause) if wait is not None]
             self._table.listen(min(waits), self._room.bell, self._guests)
-
-    def _charge_ahead(self, held: Mapping[RequestKey, Wish]) -> None:
-        """Charge what waits for the others' votes, if all of it fits: the disk works while they do."""
-        if not held.keys() <= self._book.ahead:
-            self._book.charge_ahead(fits_ahead(held, self._book) or ())
 
     def _somebody_leaves(self) -> bool:
         """Leader: whether the next vote ends the service."""
