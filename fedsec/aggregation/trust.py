@@ -51,6 +51,8 @@ class TrustLimits:
         ring_bits: Word sizes accepted.
         weights: Rules accepted by which examples become weights.
         metrics: Metrics that may be summed, each with exactly the range to be announced.
+        serves: Digests, in hexadecimal, of the plans under which a model for nobody may be served
+            (``fedsec.nn.sealed.serving_digest``); empty for any that is announced.
     """
 
     fewest_aggregators: int = 0
@@ -65,6 +67,7 @@ class TrustLimits:
     metrics: Mapping[str, tuple[float, float]] = field(
         default_factory=lambda: {"accuracy": (0.0, 1.0), "loss": (0.0, 100.0)}
     )
+    serves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +130,14 @@ class TrustFile:
                 identity=path.parent / table["identity"],
                 state=path.parent / table["state"],
                 server=bytes.fromhex(table["server"]),
-                aggregators=tuple(_endpoint(entry, path) for entry in table["aggregators"]),
+                aggregators=tuple(
+                    Endpoint.from_table(entry, f"{path} [[aggregators]]") for entry in table["aggregators"]
+                ),
                 roster={str(name): bytes.fromhex(key) for name, key in table["roster"].items()},
                 limits=_limits(table["limits"], path),
                 secret=bytes.fromhex(table.get("secret", "")),
             )
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError, AttributeError, OverflowError):
             raise UsageError(f"{path}: a value has a wrong type; keys are hexadecimal strings") from None
 
     def save(self, path: Path) -> None:
@@ -218,6 +223,7 @@ class TrustFile:
         limits, encoding = self.limits, announcement.encoding
         clips = [encoding.clip, *(spec.clip for spec in announcement.arrays)]
         heaviest = encoding.largest_weight
+        plan = "" if announcement.sealed is None else announcement.sealed.serves.hex()
         checks = (
             (
                 len(announcement.aggregators) >= (limits.fewest_aggregators or len(self.aggregators)),
@@ -240,6 +246,7 @@ class TrustFile:
             (max(clips) <= limits.largest_clip, "clip", max(clips)),
             (min(clips) >= limits.smallest_clip, "clip", min(clips)),
             (encoding.ring_bits in limits.ring_bits, "ring_bits", encoding.ring_bits),
+            (not plan or not limits.serves or plan in limits.serves, "serves", plan),
             *(
                 (limits.metrics.get(one.name) == (one.low, one.high), f"metric '{one.name}'", one.high)
                 for one in announcement.metrics
@@ -277,17 +284,6 @@ def check_contents(
     for key in sorted(announced.keys() | arrived.keys()):
         if announced.get(key) != arrived.get(key):
             raise TrustError(f"config key '{key}' differs from the announced one; nothing was sent")
-
-
-def _endpoint(entry: Mapping[str, Any], path: Path) -> Endpoint:
-    keys = ("name", "host", "port", "public_key")
-    toml.refuse_unknown(entry, keys, f"{path}: aggregators", required=keys)
-    return Endpoint(
-        name=str(entry["name"]),
-        host=str(entry["host"]),
-        port=int(entry["port"]),
-        public_key=bytes.fromhex(entry["public_key"]),
-    )
 
 
 def _limits(table: Mapping[str, Any], path: Path) -> TrustLimits:

@@ -245,6 +245,13 @@ def _trust_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="64 hex digits that all hospitals share and nobody else, made when missing; for sealed rounds",
     )
+    parser.add_argument(
+        "--serves",
+        nargs="+",
+        default=[],
+        metavar="DIGEST",
+        help="the only plans under which a model for nobody may be served; any that is announced by default",
+    )
 
 
 def _trust(options: argparse.Namespace) -> str:
@@ -271,6 +278,7 @@ def _trust(options: argparse.Namespace) -> str:
             weights=tuple(options.weights),
             metrics=dict(map(_metric, options.metric)) if options.metric else TrustLimits().metrics,
             reveal_to=tuple(options.reveal_to),
+            serves=tuple(options.serves),
         ),
         secret=_secret(options.hospitals_secret, options.reveal_to),
     ).save(options.output)

@@ -7,6 +7,8 @@ is found by exporting the network with numbered parameters.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -102,7 +104,7 @@ def plan_sealed(
     with _parameters_kept(model):
         starts = _starts(model, [array.shape for array in initial], input_range)
         network = _cut_off(_with_parameters(model, bounds, input_range), largest_activation)
-    unseen = plan_unseen(network, fraction_bits=fraction_bits)
+    unseen = plan_unseen(_renamed(network), fraction_bits=fraction_bits)
     most = max(float(array.max()) for array in bounds if array.size)
     divisors = [divisor for kernel in unseen.divisors for divisor in (kernel, 1)]
     sources = tuple(
@@ -116,6 +118,23 @@ def plan_sealed(
             " fewer rounds, or with a smaller clip"
         )
     return SealedPlan(plan=unseen.plan, sources=sources)
+
+
+def _renamed(network: Network) -> Network:
+    """Number layers by their order: Keras counts all that its process has made, and plans are to be equal."""
+    known: dict[str, str] = {}
+    seen: Counter[str] = Counter()
+
+    def renamed(name: str) -> str:
+        layer, *rest = name.split(" ")
+        if layer not in known:
+            kind = re.sub(r"_\d+$", "", layer)
+            known[layer] = f"{kind}_{seen[kind]}" if seen[kind] else kind
+            seen[kind] += 1
+        return " ".join([known[layer], *rest])
+
+    layers = tuple(replace(layer, name=renamed(layer.name)) for layer in network.layers)
+    return replace(network, name=re.sub(r"_\d+$", "", network.name), layers=layers)
 
 
 def _cut_off(network: Network, largest: float | None) -> Network:

@@ -91,7 +91,8 @@ def test_the_plan_depends_on_nothing_but_what_is_public() -> None:
     before = model.get_weights()
     planned = sealed(model, clip=2.0, rounds=10)
 
-    assert planned == sealed(model, clip=2.0, rounds=10)
+    # Keras names the layers of a second model conv2d_3, conv2d_4, ...: everyone can make the same plan anew.
+    assert planned == sealed(models.by_name("short-conv", seed=1), clip=2.0, rounds=10)
     assert [source.start for source in planned.sources] == [0, 90, 100, 2980, 3012, 21444, 21508, 22148]
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
