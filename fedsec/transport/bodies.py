@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -173,6 +174,7 @@ def send_body(channel: Channel, label: str, body: memoryview, deadline: Deadline
         channel.send(label, body[start : start + CHUNK_BYTES], deadline)
 
 
+@cache
 def tag_of(message: type[msgspec.Struct]) -> str:
     """Return the tag of a message class, by which its requests are labelled and counted."""
     tag = message.__struct_config__.tag

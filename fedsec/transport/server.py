@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
@@ -160,7 +161,8 @@ class Server:
         self._handshakes = threading.BoundedSemaphore(self.limits.max_handshakes)
         self._young: dict[socket.socket, float] = {}
         self._channels: dict[Channel, Occupation] = {}
-        self._admitted: list[Peer] = []
+        self._certificates: Counter[str] = Counter()
+        self._roles: Counter[Role] = Counter()
         self._detached: weakref.WeakSet[Channel] = weakref.WeakSet()
         self._threads: set[threading.Thread] = set()
         self._accepting = threading.Thread(target=self._accept, name="accept", daemon=True)
@@ -265,7 +267,7 @@ class Server:
             with self._lock:
                 self._threads.discard(threading.current_thread())
                 for peer in admitted:
-                    self._admitted.remove(peer)
+                    self._forget(peer)
 
     def _open(self, sock: socket.socket, handle: socket.socket, admitted: list[Peer]) -> Channel | None:
         deadline = Deadline.after(self.limits.handshake_s)
@@ -299,18 +301,24 @@ class Server:
         if self._admit is not None:
             self._admit(peer)
         with self._lock:
-            same = sum(other.fingerprint == peer.fingerprint for other in self._admitted)
-            users = sum(other.role == Role.USER for other in self._admitted)
+            same, users = self._certificates[peer.fingerprint], self._roles[Role.USER]
             reserve = 0 if peer.role in {Role.USER, Role.HOSPITAL} else self.limits.reserved
             most_in_all = self.limits.max_connections + reserve
             for count, most, whose in (
-                (len(self._admitted), most_in_all, ""),
+                (self._roles.total(), most_in_all, ""),
                 (same, self.limits.max_each, " under this certificate"),
                 (users if peer.role == Role.USER else 0, self.limits.max_users, " of users"),
             ):
                 if count >= most:
                     raise PeerLostError(f"{self.identity.name} has {most} connections{whose}; try later")
-            self._admitted.append(peer)
+            self._certificates[peer.fingerprint] += 1
+            self._roles[peer.role] += 1
+
+    def _forget(self, peer: Peer) -> None:
+        self._roles[peer.role] -= 1
+        self._certificates[peer.fingerprint] -= 1
+        if not self._certificates[peer.fingerprint]:
+            del self._certificates[peer.fingerprint]
 
     def _serve(self, channel: Channel) -> None:
         occupation = Occupation()
