@@ -15,6 +15,7 @@ from fedsec.lab.engines import Engine, check_engine, train_with_flower
 from fedsec.lab.experiment import Experiment, log_to, running
 from fedsec.lab.handover import SealedAt
 from fedsec.lab.progress import Reporter
+from fedsec.lab.receipts import fetch_receipts
 from fedsec.lab.result import HospitalEpsilon, RoundReport, RunResult
 from fedsec.lab.rundir import RunFolder
 from fedsec.lab.sealed import finish_run, plan_run
@@ -108,6 +109,7 @@ def train_and_export(experiment: Experiment, engine: Engine = "in-process") -> N
             sealed = trained.sealed
         else:
             last = train_with_flower(experiment, engine, on_round)
+            fetch_receipts(cluster.trust_file(name) for name in cluster.keys.hospitals)
             if isinstance(last, SealedAt):
                 sealed = last
             if not for_nobody:
