@@ -241,6 +241,7 @@ class Schedule:
         self.said: dict[tuple[str, str, bytes], set[Signed]] = {}
         self.opened: dict[bytes, dict[str, set[tuple[Any, bytes]]]] = {}
         self.rounds: list[RoundUnderFaults] = []
+        self.model = [np.zeros((2, 3)), np.zeros(4)]
         self._active: str | None = None
         self._down: dict[str, float] = {}
         # With an older disk: who, when it is copied and when it is put back, in steps.
@@ -428,6 +429,8 @@ class Schedule:
             one.result = self.world.collector.collect(one.announcement, Deadline.after(60))
         except FedsecError as error:
             one.errors.append(error)
+        else:
+            self.model = [old + mean for old, mean in zip(self.model, one.result.arrays, strict=True)]
         self._say(f"{self.world.now:8.2f} outcome: {(one.result and one.result.included) or one.errors[-1:]}")
 
     def _hospital(self, one: RoundUnderFaults, hospital: FakeIdentity) -> None:
@@ -555,6 +558,7 @@ class Schedule:
             self._check_opened(one)
             self._check_result(one)
             self._check_names(one)
+        self._check_model()
         self._check_said()
         self._check_greed()
         self._check_receipts()
@@ -596,6 +600,21 @@ class Schedule:
         if not self.set_back:
             lost = one.acknowledged - set(one.result.included)
             assert not lost, f"all aggregators acknowledged {lost}, and it is not in the sum"
+
+    def _check_model(self) -> None:
+        """The model has moved by whole averages, and by nothing else."""
+        moved = [np.zeros((2, 3)), np.zeros(4)]
+        bound = 1e-6
+        for result, one in ((one.result, one) for one in self.rounds if one.result is not None):
+            chosen = [one.contributions[name] for name in result.included]
+            weights = [made.num_examples for made in chosen]
+            for index, old in enumerate(moved):
+                moved[index] = old + np.average(
+                    [made.update[index] for made in chosen], axis=0, weights=weights
+                )
+            bound += result.error_bound
+        far = [np.abs(old - new).max() for old, new in zip(self.model, moved, strict=True)]
+        assert max(far) <= bound, f"the model is {max(far)} away from whole averages"
 
     def _check_names(self, one: RoundUnderFaults) -> None:
         """A round without a result says whose fault it is or that the cohort is too small."""
