@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 
 from fedsec.aggregation.announcement import RoundId
 from fedsec.aggregation.sealed_messages import OpenSealedLink, SealedLinkOpened
@@ -72,19 +73,16 @@ class SealedLinks:
             channel.close()
             raise
 
-    def forget(self, round_id: RoundId) -> None:
-        """Close a link that the round's computation did not take."""
+    def keep(self, rounds: Collection[bytes]) -> None:
+        """Close every link that waits for a round with another key than these."""
         with self._changed:
-            channel = self._waiting.pop(round_id.key, None)
-        if channel is not None:
+            left = [self._waiting.pop(key) for key in list(self._waiting) if key not in rounds]
+        for channel in left:
             channel.close()
 
     def close(self) -> None:
         """Close every link that waits."""
-        with self._changed:
-            channels, self._waiting = list(self._waiting.values()), {}
-        for channel in channels:
-            channel.close()
+        self.keep(())
 
     def _take(self, round_id: RoundId, deadline: Deadline) -> Channel:
         with self._changed:

@@ -34,6 +34,8 @@ from fedsec.transport import Channel, Deadline, Endpoint, Identity, Meter
 _log = logging.getLogger(__name__)
 
 _MOST_FAILURES = 256
+_JOIN_S = 2.0
+"""For threads to notice the end; one that still dials somebody ends with the process."""
 
 
 @dataclass(slots=True)
@@ -93,6 +95,8 @@ class StateMaker:
     def look(self, rounds: list[Round]) -> None:
         """Begin what is due; called with the rounds that are not final after every step of the aggregator."""
         active = {one.key for one in rounds}
+        if self._links is not None:
+            self._links.keep(active)
         with self.changed:
             for key in [key for key in self.inboxes if key not in active and key not in self._begun]:
                 del self.inboxes[key]
@@ -123,7 +127,7 @@ class StateMaker:
         if self._links is not None:
             self._links.close()
         for thread in list(self._threads):
-            thread.join(timeout=self._wait_s)
+            thread.join(timeout=_JOIN_S)
 
     def _run(self, round_: Round) -> None:
         key, deadline = round_.key, Deadline.after(self._wait_s)
@@ -138,8 +142,6 @@ class StateMaker:
             with self.changed:
                 self._note_failure(key, f"'{self._identity.name}': {text}")
         finally:
-            if self._links is not None:
-                self._links.forget(round_.announcement.id)
             with self.changed:
                 self.inboxes.pop(key, None)
                 self._threads.discard(threading.current_thread())

@@ -16,13 +16,14 @@ from fedsec.aggregation.announcement import members
 from fedsec.aggregation.encoding import encode_update
 from fedsec.aggregation.links import TlsLinks
 from fedsec.aggregation.sealed import Sealed, decode_model
-from fedsec.aggregation.sealed_messages import FetchState, StateShare
+from fedsec.aggregation.sealed_messages import FetchState, OpenSealedLink, SealedLinkOpened, StateShare
 from fedsec.aggregation.sealed_state import SealedStates
 from fedsec.aggregation.trust import TrustFile
-from fedsec.errors import ProtocolError, StateError, TrustError
+from fedsec.errors import PeerLostError, ProtocolError, RoundAbortedError, StateError, TrustError
 from fedsec.sharing import replicated
 from fedsec.sharing.replicated import RepShare
-from fedsec.transport import Deadline, Identity
+from fedsec.transport import Deadline, Identity, connect
+from fedsec.transport.calling import call
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from sealed_site import CONFIG, FRACTION_BITS, SealedSite, initial_model, weight_of
@@ -73,7 +74,7 @@ def test_three_sealed_rounds_are_federated_averaging(tmp_path, parties, ring_bit
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    with site(tmp_path_factory.mktemp("sealed"), agreement_s=3.0) as found:
+    with site(tmp_path_factory.mktemp("sealed")) as found:
         yield found
 
 
@@ -266,3 +267,26 @@ def test_a_share_that_is_wrong_makes_a_model_that_no_hospital_trains(fresh):
     signed = fresh.open(announcement)
     with pytest.raises(ProtocolError, match="farther from the initial one in 'a0'"):
         fresh.take_part(announcement, signed, seeds=[0])
+
+
+def test_a_link_that_no_computation_takes_is_closed_when_its_round_has_ended(fresh):
+    announcement = fresh.announcement(1)
+    fresh.open(announcement)
+    first, second = fresh.cluster.parties[:2]
+    with connect(
+        second, Identity.load(fresh.keys.identity(first.name)), deadline=Deadline.after(5)
+    ) as channel:
+        call(channel, OpenSealedLink(announcement.id), SealedLinkOpened, deadline=Deadline.after(5))
+        with pytest.raises(RoundAbortedError):
+            fresh.collect(announcement)
+
+        with pytest.raises(PeerLostError, match="closed"):
+            channel.receive("anything", max_bytes=10, deadline=Deadline.after(5))
+    stranger = Identity.load(fresh.keys.identity("party-2"))
+    other = fresh.announcement(2)
+    fresh.open(other)
+    with (
+        connect(second, stranger, deadline=Deadline.after(5)) as channel,
+        pytest.raises(TrustError, match="expected a link from 'party-0'"),
+    ):
+        call(channel, OpenSealedLink(other.id), SealedLinkOpened, deadline=Deadline.after(5))
