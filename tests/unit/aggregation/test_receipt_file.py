@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import re
 from dataclasses import replace
 
@@ -285,6 +286,26 @@ def test_what_is_no_receipt_is_refused(tmp_path, content):
         ReceiptFile.load(path)
     with pytest.raises(UsageError, match="cannot read"):
         ReceiptFile.load(tmp_path / "nothing")
+
+
+def test_whatever_bytes_a_receipt_has_it_is_refused_as_one_of_ours(counted, tmp_path):
+    """Files come from elsewhere: an auditor gets a sentence, never a traceback."""
+    world, announcement = counted
+    content = path_of(world, world.hospitals[0], announcement).read_bytes()
+    generator, path = random.Random(20), tmp_path / "a.receipt"
+    refused = 0
+    for _ in range(400):
+        spoilt = bytearray(content)
+        for _ in range(generator.randint(1, 3)):
+            spoilt[generator.randrange(len(spoilt))] = generator.choice(b'AZaz09+/={}[]",:\n\x00\xff')
+        path.write_bytes(
+            spoilt[: len(spoilt) if generator.random() < 0.8 else generator.randrange(len(spoilt))]
+        )
+        try:
+            verify_receipt(ReceiptFile.load(path))
+        except FedsecError:
+            refused += 1
+    assert refused > 350, "nearly every change is one of what is signed"
 
 
 def test_threat_54_a_receipt_holds_no_part(counted):
