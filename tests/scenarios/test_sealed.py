@@ -11,9 +11,16 @@ import pytest
 import fedsec
 from fedsec.aggregation.sealed_state import SealedStates
 from fedsec.errors import ScenarioError
+from fedsec.lab.clear import keras_logits
+from fedsec.lab.experiment import local_cluster
+from fedsec.lab.images import read_test_images
 from fedsec.lab.progress import Reporter
+from fedsec.lab.result import RunResult
+from fedsec.lab.share import share
+from fedsec.learning import models
 from fedsec.learning.backend import keras
 from fedsec.scenario import Scenario
+from fedsec.serving.client import Client
 from fedsec.sharing import replicated
 
 ROOT = Path(fedsec.__file__).parent.parent
@@ -100,6 +107,25 @@ def test_a_model_for_nobody_ends_closed_with_its_plan_and_no_parameters(tmp_path
         assert state.closed
         assert len(state.serves) == 32
     assert np.isfinite(held(folder.path, 2)).all()
+    _answers_as_keras_does(result, held(folder.path, 2))
+
+
+def _answers_as_keras_does(result: RunResult, last: np.ndarray) -> None:
+    """Serve a finished run from its parties' states; only this test puts the last one together."""
+    folder, images = result.folder, read_test_images(range(10))
+    with local_cluster(folder, result.scenario) as cluster, share(folder.path, cluster) as shared:
+        shared.serve(num_requests=20, reveals=("logits", "label"))
+        with Client.connect(cluster) as user:
+            logits, labels = user.predict(images), user.predict(images, "label")
+        assert shared.wait(30) == 20
+    model = models.by_name(result.scenario.training.model)
+    shapes = [array.shape for array in model.get_weights()]
+    parts = np.split(last, np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1])
+    model.set_weights([part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)])
+    expected = keras_logits(model, images)
+    np.testing.assert_allclose(logits, expected, atol=0.02)
+    chosen = np.take_along_axis(expected, labels.astype(int).reshape(-1, 1), axis=1)[:, 0]
+    np.testing.assert_allclose(chosen, expected.max(axis=1), atol=0.04)
 
 
 @pytest.mark.parametrize(
