@@ -6,7 +6,6 @@ is asked at a time. The private and the clear way take turns, so that both meet 
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsec.bench.counting import count
+from fedsec.bench.machine import machine
 from fedsec.bench.models import CLEAR, CNN, MLP, SHORT_CONV
 from fedsec.bench.service import Service, an_image, parties, served
 from fedsec.bench.timing import Timing
@@ -83,7 +83,7 @@ def bench_predict(model: Path | None, effort: Effort, say: Say) -> dict[str, Any
         clear = stack.enter_context(Worker(CLEAR))
         made = _model(clear, model, work)
         run = Path(made["folder"])
-        results: dict[str, Any] = {"machine": _machine(), "model": made}
+        results: dict[str, Any] = {"machine": machine(), "model": made}
         say("three parties over TLS, dealt and plain, and Keras, taking turns")
         with parties(work / "tls") as cluster:
             with served(run, cluster) as service:
@@ -118,10 +118,6 @@ def _model(clear: Worker, model: Path | None, work: Path) -> dict[str, Any]:
         else clear.ask("load", path=str(model), runs=runs)
     )
     return {"name": SHORT_CONV if model is None else str(model), **made}
-
-
-def _machine() -> dict[str, Any]:
-    return {"cpus": os.cpu_count(), "python": sys.version.split()[0], "date": time.strftime("%Y-%m-%d")}
 
 
 def _dealt(service: Service, clear: Worker, effort: Effort) -> dict[str, Any]:
