@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _RECORD_BYTES = 16384  # a record of TLS brings at most so many
 _SMALL_BYTES = 4096
-_GLANCES = 40
+_GLANCES, _MOST_MISSES, _RESTS = 40, 3, 16
 _JOINED_BYTES = 65536 - HEADER_BYTES
 """So many bytes of payload go out with the header: four TLS records, and a cheap copy."""
 
@@ -60,6 +60,7 @@ class SocketChannel(Channel):
         self._midway = False
         self._ahead = bytearray()
         self._drained = False
+        self._misses = self._rests = 0
         self.broken = False
 
     def send(self, label: str, payload: Buffer, deadline: Deadline) -> None:
@@ -135,8 +136,7 @@ class SocketChannel(Channel):
         whole = HEADER_BYTES + size
         # One byte more than is expected: a read that does not fill it has left nothing behind in TLS.
         buffer = bytearray(whole + 1)
-        if not self._glance():
-            self.wait(deadline)
+        self.wait(deadline)
         count = self.read_into(buffer)
         incoming = self.incoming
         if count == whole and buffer.startswith(incoming.header(label, size)):
@@ -153,14 +153,23 @@ class SocketChannel(Channel):
         del buffer[whole:]
         return self._receive_rest(Incoming(self, label, size, buffer), count, deadline)
 
-    def _glance(self) -> bool:
-        """Return whether something comes within some 20 microseconds.
+    def _glance(self) -> None:
+        """Look for some 20 microseconds whether the peer's message comes.
 
         A peer that works in step sends at the same time. To look again is cheaper than to be put to sleep and
-        woken, for both ends; longer than a wake takes nobody looks, as the core may be the peer's.
+        woken, for both ends. If it is in vain again and again, the peer may need this very core: then nobody
+        looks for a while.
         """
+        if self._rests:
+            self._rests -= 1
+            return
         poll = self._readable.poll
-        return any(poll(0) for _ in range(_GLANCES))
+        if any(poll(0) for _ in range(_GLANCES)):
+            self._misses = 0
+            return
+        self._misses += 1
+        if self._misses >= _MOST_MISSES:
+            self._rests = _RESTS
 
     def _receive_rest(self, message: Incoming, count: int, deadline: Deadline) -> bytearray:
         """Go on with a message after a first read of ``count`` bytes, or minus the event to wait for."""
@@ -183,6 +192,7 @@ class SocketChannel(Channel):
         """Swap messages with the peer; see :meth:`Channel.swap`."""
         job = self.start(label, payload)
         if job is None:
+            self._glance()
             return self.receive_exactly(label, payload.nbytes, deadline)
         incoming = ReceiveJob(self, label, payload.nbytes)
         progress([job, incoming], deadline)
