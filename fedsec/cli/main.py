@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": "ask for private predictions",
     "status": "show how a service is, and who has asked it for how much",
     "bench": "measure what private predictions cost on this machine, beside Keras",
+    "audit": "attack a finished run's model, and show for whom it works less well",
     "verify-receipt": "check offline that an upload was counted once, in which round, over which model",
     "party": "run one party, as on a host of its own",
     "keys": "make authorities, identities, cluster files and trust files",

@@ -17,6 +17,7 @@
         accuracy.png      test accuracy by round
         views.png         the demo's images, and what each party gets of them
         comparison.png    of `fedsec compare`: accuracy and differences, plain beside secured
+        audit.json        of `fedsec audit`: what attacks reach; audit.png: the same as a picture
         plain/, secure/   of `fedsec compare`: what the two processes measured
 
 All keys of all roles in one folder are right for an experiment on one machine and for nothing else.
@@ -129,6 +130,16 @@ class RunFolder:
     def comparison_figure(self) -> Path:
         """A plain run beside a secured one, as a picture."""
         return self.path / "comparison.png"
+
+    @property
+    def audit(self) -> Path:
+        """What attacks on the run reach."""
+        return self.path / "audit.json"
+
+    @property
+    def audit_figure(self) -> Path:
+        """The same as a picture."""
+        return self.path / "audit.png"
 
     @property
     def views_figure(self) -> Path:

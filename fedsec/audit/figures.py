@@ -1,0 +1,76 @@
+"""An audit as a picture: what attacks reach, and for whom the model works less well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+_DPI = 120
+
+
+def draw_audit(found: Mapping[str, Any], path: Path) -> None:
+    """Draw membership inference and accuracy by class, one colour a run, with 95 % intervals.
+
+    Args:
+        found: As ``audit.json`` holds it.
+        path: The PNG file to write.
+    """
+    drawings = {"membership": _membership, "fairness": _classes}
+    shown = [part for part in drawings if part in found["runs"][0]]
+    if not shown:
+        return
+    figure = Figure(figsize=(5 * len(shown), 3.4), layout="constrained")
+    for axes, part in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        drawings[part](axes, found["runs"])
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=_DPI)
+
+
+def run_title(run: Mapping[str, Any]) -> str:
+    """Return what tells two runs apart: the name of the scenario, and its epsilon."""
+    privacy = "no noise" if run["epsilon"] is None else f"epsilon {run['epsilon']:.2f}"
+    return f"{run['scenario']}, {privacy}"
+
+
+def _membership(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
+    places = ("area", "at_one_percent", "at_one_permille")
+    for number, run in enumerate(runs):
+        _with_intervals(axes, [run["membership"][place] for place in places], number, len(runs), run)
+    guessed = (0.5, 0.01, 0.001)
+    for place, rate in enumerate(guessed):
+        axes.plot([place - 0.4, place + 0.4], [rate, rate], "k--", label="guessing" if not place else None)
+    axes.set_xticks(range(3), ("area under\nthe curve", "true positives\nat 1 % false", "at 0.1 % false"))
+    axes.set(title="membership inference by loss", yscale="log", ylim=(5e-4, 1))
+
+
+def _classes(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
+    for number, run in enumerate(runs):
+        rates = [group["accuracy"] for group in run["fairness"]["classes"]]
+        scaled = [{name: 100 * value for name, value in rate.items()} for rate in rates]
+        _with_intervals(axes, scaled, number, len(runs), run)
+    names = [group["name"] for group in runs[0]["fairness"]["classes"]]
+    axes.set_xticks(range(len(names)), names)
+    axes.set(title="accuracy by class", xlabel="digit", ylabel="%")
+
+
+def _with_intervals(
+    axes: Axes, rates: Sequence[Mapping[str, float]], number: int, runs: int, run: Mapping[str, Any]
+) -> None:
+    shift = 0.2 * (number - (runs - 1) / 2)
+    # An interval of a normal approximation may end a hair on the wrong side of the value.
+    low = [max(0.0, rate["value"] - rate["low"]) for rate in rates]
+    high = [max(0.0, rate["high"] - rate["value"]) for rate in rates]
+    axes.errorbar(
+        [place + shift for place in range(len(rates))],
+        [rate["value"] for rate in rates],
+        yerr=[low, high],
+        fmt="o",
+        markersize=4,
+        capsize=2,
+        label=run_title(run),
+    )

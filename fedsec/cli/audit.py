@@ -1,0 +1,47 @@
+"""``fedsec audit``: attacks on a finished run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fedsec.cli.output import print_json
+from fedsec.lab.progress import PlainReporter, Reporter
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("folder", type=Path, metavar="RUN", help="the folder of a finished `fedsec run`")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="OTHER_RUN",
+        help="a second run, shown beside the first: the same scenario with differential privacy, say",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=None,
+        metavar="PART",
+        help="some parts instead of all; a wrong one is answered with all there are",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object at the end and nothing else"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Audit and print the tables."""
+    # Loading TensorFlow takes seconds, which --help should not have to wait for.
+    from fedsec.audit.report import print_audit  # noqa: PLC0415 - as said above
+    from fedsec.audit.run import PARTS, audit_run  # noqa: PLC0415 - as said above
+
+    parts = PARTS if options.only is None else tuple(options.only)
+    with Reporter() if options.json else PlainReporter(sys.stderr) as progress:
+        found = audit_run(options.folder, options.against, parts=parts, reporter=progress)
+    if options.json:
+        print_json(found)
+    else:
+        print_audit(found)
+    return 0
