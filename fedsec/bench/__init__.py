@@ -16,6 +16,8 @@
 ``aggregate_averager``  a process: it gets every reply in the clear and averages
 ``aggregate_planned``   what the planner states before a round
 ``aggregate_report``    the table of the aggregation, and the line through its growth
+``dp``                  DP-SGD beside Keras' own ``fit``
+``dp_worker``           such a training, as a process
 ``workers``             processes that do one thing when they are told
 ``timing``              medians and percentiles
 ``report``              the table of predictions; rows with what is asked of each figure
