@@ -27,6 +27,7 @@ In 32 bits that admits ``hospitals * largest weight / smallest mean weight`` up 
 """
 _FINEST_WORD = 2**48
 """No word is larger, whatever the ring: float64 then still rounds every product to the right integer."""
+_LARGEST = 2.0**100
 
 WeightRule = Literal["examples", "bucketed", "equal"]
 
@@ -218,6 +219,7 @@ def _weight(num_examples: int, rule: WeightRule) -> int:
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        msg = f"{name} must be positive and finite, not {value}"
+    # Also not so large or small that a product or quotient of two would be infinite or zero.
+    if not 1 / _LARGEST <= value <= _LARGEST:
+        msg = f"{name} must be positive and of a sensible size, 2^-100 to 2^100, not {value}"
         raise RangeError(msg)

@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from fuzz_targets import every_target
-from fuzzing import KEPT, Target, read, spoilt
+from fuzzing import KEPT, Target, odd, read, spoilt
 
 TARGETS = every_target()
 LONG = (b"\xc6\xff\xff\xff\xff", b"\xdb\x7f\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff",
         b"\xc9\xff\xff\xff\xff\x01", b"\xff" * 8, b"\x7f" + b"\xff" * 7)  # fmt: skip
 """Starts of what says it is long: MessagePack's texts, bytes, lists, tables, extensions; and plain sizes."""
-PLACES = 8
+PLACES = 6
 MOST_BYTES = 8 << 20
 
 
@@ -40,9 +40,15 @@ def test_what_is_valid_is_taken(target: Target) -> None:
         assert refusals == [None] * len(target.seeds)
 
 
+@pytest.mark.parametrize("target", [one for one in TARGETS if one.trees or one.lines], ids=str)
+def test_threat_38_an_odd_value_anywhere_raises_errors_of_ours_only(target: Target) -> None:
+    for data in odd(target):
+        read(target, data)
+
+
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_threat_38_spoilt_bytes_raise_errors_of_ours_only(target: Target) -> None:
-    @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(spoilt(target))
     def spoil(data: bytes) -> None:
         read(target, data)

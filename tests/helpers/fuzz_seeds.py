@@ -95,6 +95,13 @@ def replaced(tree: Any, path: tuple[Any, ...], change: Callable[[Any], Any]) -> 
     return copy
 
 
+def odd_trees(tree: Any) -> Iterator[Any]:
+    """Yield a tree with each value in turn replaced by each odd one."""
+    for path in places(tree):
+        for odd in ODD:
+            yield replaced(tree, path, lambda _value, odd=odd: odd)
+
+
 @st.composite
 def spoilt_trees(draw: st.DrawFn, seeds: list[Any]) -> Any:
     """Draw a valid tree with up to three values taken out, doubled, or replaced by odd ones."""
@@ -169,6 +176,16 @@ VALUES = (
     '"\\u0000/x"', "[[1]]", "[" * DEEP, "{a=" * 500, "[{}]", "1979-05-27", '"' + "a" * 5000 + '"', "'''",
     "0x", "\ud7ff",
 )  # fmt: skip
+
+
+def odd_lines(seed: bytes) -> Iterator[bytes]:
+    """Yield a file of ``key = value`` with each value in turn replaced by each odd one."""
+    lines = seed.decode().split("\n")
+    for number, line in enumerate(lines):
+        key, equals, _ = line.partition("=")
+        for odd in VALUES if equals else ():
+            changed = [*lines[:number], f"{key}= {odd}", *lines[number + 1 :]]
+            yield "\n".join(changed).encode("utf-8", "surrogatepass")
 
 
 @st.composite

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from fuzz_seeds import spoilt_bytes, spoilt_lines, spoilt_trees
+from fuzz_seeds import odd_lines, odd_trees, spoilt_bytes, spoilt_lines, spoilt_trees
 from hypothesis import strategies as st
 
 from fedsec.errors import FedsecError
@@ -70,6 +70,14 @@ def read(target: Target, data: bytes) -> FedsecError | None:
     except Exception as error:
         raise AssertionError(f"{target.name} read {data[:2000]!r}, and raised {error!r}") from error
     return None
+
+
+def odd(target: Target) -> Iterator[bytes]:
+    """Yield a reader's seeds with each value in turn replaced by odd ones."""
+    for tree in target.trees:
+        yield from map(target.encode, odd_trees(tree))
+    for seed in target.seeds if target.lines else ():
+        yield from odd_lines(seed)
 
 
 def spoilt(target: Target) -> st.SearchStrategy[bytes]:
