@@ -102,6 +102,7 @@ def test_a_sealed_run_is_served_and_goes_on_after_a_party_was_killed(
     assert served.wait(WAIT_S) == 0
 
 
+@pytest.mark.slow
 def test_a_party_that_has_lost_its_state_is_named(folder: RunFolder) -> None:
     for state in (folder.path / "parties" / "party-2" / "state").rglob("*.state"):
         state.unlink()
