@@ -19,16 +19,19 @@ from aggregation_world import World
 from fuzzing import KEPT, SOMEBODY, Target, folder
 
 from fedsec.aggregation.aggregator import Aggregator
+from fedsec.aggregation.collector import Collector
 from fedsec.aggregation.encoding import encode_update
 from fedsec.aggregation.messages import (
     LABELS,
     Announce,
     ChainHead,
     CloseUploads,
+    CollectSum,
     GetReceipt,
     Hello,
     ListStatement,
     Receipt,
+    Received,
     SetSignature,
     SetStatement,
     Signed,
@@ -43,7 +46,7 @@ from fedsec.aggregation.receipt_file import ReceiptFile, Receipts, verify_receip
 from fedsec.aggregation.receipts import check_receipt
 from fedsec.aggregation.signing import sign
 from fedsec.errors import FedsecError, ProtocolError, RangeError, TrustError
-from fedsec.transport import Peer
+from fedsec.transport import Deadline, Peer
 from fedsec.transport.bodies import decode
 
 _MODEL = [np.zeros((2, 3), np.float32), np.zeros(4, np.float32)]
@@ -80,6 +83,10 @@ class Stage:
         world.close_uploads(self.announcement)
         question = GetReceipt(self.announcement.id, self.parts[0].upload_id)
         self.receipt = world.network.ask(world.hospitals[0].peer, "agg-0", question)[0]
+        self.sums = {
+            name: world.network.ask(world.server.peer, name, CollectSum(self.announcement.id))
+            for name in world.network.aggregators
+        }
 
     def _parts_of(self, hospital: Any) -> Any:
         words = encode_update(self.announcement.layout, _MODEL, 10, {"accuracy": 0.5, "loss": 1.0})
@@ -176,6 +183,28 @@ def _receipt(stage: Stage, payload: bytes) -> None:
     check_receipt(stage.announcement, stage.world.hospitals[0].name, mine.upload_id, header, receipt)
 
 
+class Replies:
+    """What a collector hears of a round that is over, the first aggregator's words made up."""
+
+    def __init__(self, stage: Stage, first: bytes) -> None:
+        self._sums = {**stage.sums, "agg-0": (first, stage.sums["agg-0"][1])}
+
+    def call(
+        self, aggregator: str, message: msgspec.Struct, reply: type[Any], *, deadline: Deadline, **_: Any
+    ) -> tuple[Any, bytearray]:
+        if not isinstance(message, CollectSum):
+            return Received(), bytearray()
+        encoded, body = self._sums[aggregator]
+        return decode(encoded, reply, SOMEBODY), bytearray(body)
+
+    def close(self) -> None: ...
+
+
+def _collect(stage: Stage, payload: bytes) -> None:
+    collector = Collector([], stage.world.server, links=Replies(stage, payload))  # type: ignore[arg-type]
+    collector.collect(stage.announcement, Deadline.after(0.02))
+
+
 def aggregation_targets() -> list[Target]:
     fresh, stage = Stage("fresh", played=False), Stage("played", played=True)
     announcement = fresh.announcement.encode()
@@ -185,6 +214,7 @@ def aggregation_targets() -> list[Target]:
         ("included set", partial(_statement, kind=SetStatement), stage.said(SetSignature)),
         ("chain head", partial(_statement, kind=ChainHead), msgspec.msgpack.encode(ChainHead(1, bytes(32)))),
         ("receipt", _receipt, stage.receipt),
+        ("sum share", _collect, stage.sums["agg-0"][0]),
     )
     trees = (msgspec.msgpack.decode(announcement),)
     receipt = _receipt_file(stage)
