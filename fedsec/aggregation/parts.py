@@ -115,6 +115,15 @@ class PartWriter:
                 )
                 self._begun = self._written
 
+    def require_whole(self) -> None:
+        """Check that nothing is missing.
+
+        Raises:
+            ProtocolError: Fewer bytes than expected arrived.
+        """
+        if self._written != self._expected:
+            raise ProtocolError(f"a part of {self._expected} bytes was expected, {self._written} arrived")
+
     def sync(self) -> None:
         """Force the bytes to disk.
 
@@ -122,8 +131,7 @@ class PartWriter:
             ProtocolError: Fewer bytes than expected arrived.
             StateError: The disk does not take them.
         """
-        if self._written != self._expected:
-            raise ProtocolError(f"a part of {self._expected} bytes was expected, {self._written} arrived")
+        self.require_whole()
         with _disk_errors():
             os.fdatasync(self._file.fileno())
 

@@ -24,7 +24,7 @@ from fedsec.aggregation.parts import PartChecksum, PartWriter, part_bytes
 from fedsec.aggregation.round import Round
 from fedsec.aggregation.signing import Buffer, sign
 from fedsec.aggregation.uploads import check_header, read_header
-from fedsec.errors import FedsecError, ProtocolError
+from fedsec.errors import FedsecError, ProtocolError, StateError
 from fedsec.sharing.compressed import SEED_BYTES
 from fedsec.transport import Peer
 
@@ -91,15 +91,24 @@ class Reception:
             with writer:
                 self._receive(arrival, chunks, size)
                 difference = arrival.checksum.difference()
-                # The disk is waited for without the lock, too.
-                writer.sync()
-                writer.commit()
+                self._settle(arrival)
                 with self._lock:
                     return self._keep(arrival, difference)
         finally:
             with self._lock:
                 if self.drafts.get(key) is writer:
                     del self.drafts[key]
+
+    def _settle(self, arrival: _Arrival) -> None:
+        """Make the part durable; the disk is waited for without the lock, too."""
+        try:
+            arrival.writer.sync()
+            arrival.writer.commit()
+        except StateError:
+            with self._lock:
+                # Its folder is gone when the round has ended meanwhile.
+                arrival.round.require_open()
+            raise
 
     def _receive(self, arrival: _Arrival, chunks: Iterable[Buffer], size: int) -> None:
         header = arrival.header
@@ -109,6 +118,7 @@ class Reception:
             arrival.writer.write(chunk)
             state.update(chunk)
             arrival.checksum.add(chunk)
+        arrival.writer.require_whole()
         if state.digest() != header.digests[header.recipients.index(self._me)]:
             raise ProtocolError(
                 f"the part of '{header.hospital}' is not the one its header names; it was dropped"

@@ -12,7 +12,7 @@ from fedsec.aggregation import merkle
 from fedsec.aggregation.messages import GetReceipt
 from fedsec.aggregation.parts import PartFolder, PartWriter
 from fedsec.aggregation.signing import digest
-from fedsec.errors import ProtocolError
+from fedsec.errors import FedsecError, ProtocolError
 
 
 @pytest.fixture
@@ -54,6 +54,17 @@ def test_a_part_that_came_too_late_is_withdrawn(folder):
     assert not list(folder.path.iterdir())
 
 
+def test_a_part_that_is_too_short_or_too_long_is_refused(folder):
+    with PartWriter(folder.part(bytes(32)), 100) as writer:
+        writer.write(b"x" * 99)
+        for check in (writer.require_whole, writer.sync):
+            with pytest.raises(ProtocolError, match="100 bytes was expected, 99 arrived"):
+                check()
+        with pytest.raises(ProtocolError, match="more arrived"):
+            writer.write(b"xx")
+    assert not list(folder.path.iterdir())
+
+
 @pytest.mark.parametrize("size", [1, 100, (1 << 20) - 1, (1 << 20) + 1, 3 << 20])
 def test_what_is_written_out_early_is_what_was_written(folder, size):
     body = secrets.token_bytes(size)
@@ -65,21 +76,30 @@ def test_what_is_written_out_early_is_what_was_written(folder, size):
     assert folder.part(bytes(32)).read_bytes() == body
 
 
-def test_an_upload_that_ends_after_the_round_leaves_no_file(world, monkeypatch):
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("how", ["closed", "aborted"])
+def test_an_upload_that_ends_after_the_round_leaves_no_file(world, monkeypatch, when, how):
     """The disk is waited for without the lock: the round may close meanwhile."""
     announcement = world.announcement()
     signed = world.open(announcement)
     late, aggregator = world.hospitals[0], world.network.aggregators["agg-0"]
     commit = PartWriter.commit
 
-    def closes_meanwhile(writer):
-        commit(writer)
-        with aggregator.lock:
-            aggregator._rounds[announcement.id.key].ask_to_close()
+    def ends_meanwhile(writer):
+        if when == "after":
+            commit(writer)
+        round_ = aggregator._rounds[announcement.id.key]
+        if how == "closed":
+            round_.ask_to_close()
+        else:
+            round_.abort("a test ends it")
         aggregator.advance()
+        if when == "before":
+            commit(writer)
 
-    monkeypatch.setattr(PartWriter, "commit", closes_meanwhile)
-    with pytest.raises(ProtocolError, match="too late"):
+    monkeypatch.setattr(PartWriter, "commit", ends_meanwhile)
+    text = "too late" if how == "closed" else "was aborted"
+    with pytest.raises(FedsecError, match=text):
         world.submit(late, announcement, signed, contribution(0))
     assert not list(world.state_of("agg-0").rglob("*.part"))
     assert not list(world.state_of("agg-0").rglob("*.draft"))
