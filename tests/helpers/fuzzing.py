@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,6 +20,8 @@ from fedsec.transport import Peer, Role
 
 KEPT = ExitStack()
 """Folders and services of readers; they live as long as the process, or until they are closed."""
+# A process that collects tests and runs others makes them, too.
+atexit.register(KEPT.close)
 SOMEBODY = Peer("user", Role.USER, bytes(32), "00" * 32)
 LONGEST_ERROR = 20_000
 """Characters, beside what is quoted of the input."""
