@@ -59,13 +59,17 @@ class Verdict(enum.IntEnum):
 
 
 class Ballot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A party's verdict on each entry of the proposal in its order, or what it accepts, said ahead."""
+    """A party's verdict on each entry of the proposal in its order, or what it accepts, said ahead.
+
+    What is said ahead is ``told`` to the other follower, too, if the leader has not had it in time lately.
+    """
 
     verdicts: Annotated[
         tuple[Annotated[int, msgspec.Meta(ge=0, le=255)], ...], msgspec.Meta(max_length=MAX_IMAGES)
     ]
     leaving: bool = False
     ahead: Annotated[tuple[Entry, ...], msgspec.Meta(max_length=MAX_IMAGES)] | None = None
+    told: bool = False
 
 
 class Proposal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

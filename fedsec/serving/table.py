@@ -26,10 +26,10 @@ class Table:
     """One party's seat: it proposes or hears proposals, and has one ballot of each party for every vote.
 
     Every vote has exactly one proposal and one ballot of each follower, so their order on the links tells
-    which vote they belong to. A ballot cast ahead goes to the leader alone and may lie in the link for a
-    while; the proposal tells both followers whether it has come in time to be passed on. If not, the other
-    follower gets it from the one that cast it. Between two votes only the leader may therefore send anything
-    else: proposals, and what it prepares.
+    which vote they belong to. A ballot cast ahead goes to the leader and may lie in the link for a while; the
+    proposal tells both followers whether it has come in time to be passed on. If not, the other follower gets
+    it from the one that cast it, and the next one at once. Between two votes only the leader may therefore
+    send anything else: proposals, and what it prepares.
 
     Args:
         party_id: 0, 1 or 2.
@@ -44,6 +44,7 @@ class Table:
         self._links = dict(sorted(links.items()))
         self._silence_s = silence_s
         self._ballots: dict[int, Ballot] = {}
+        self._crossed = False
 
     def name(self, party_id: int) -> str:
         """Return the name of a party at this table."""
@@ -114,16 +115,30 @@ class Table:
                 f"expected {self.name(LEADER)} to pass on the ballot of {self.name(self.party_id)} as it was "
                 "cast, got another one: the service ends"
             )
-        other = next(party for party in FOLLOWERS if party != self.party_id)
+        other = self._other_follower
         if (ballot := passed_on[other]) is not None:
-            self._ballots[other] = ballot
-        if mine is not None and passed_on[self.party_id] is None:
-            self._send("ballot", mine, [self._links[other]])
+            if ballot.told:
+                self._take(other)
+            if self._ballots.setdefault(other, ballot) != ballot:
+                raise ProtocolError(
+                    f"expected {self.name(LEADER)} to pass on the ballot that {self.name(other)} has told, "
+                    "got another one: the service ends"
+                )
+        if mine is not None:
+            # On a slow line the proposal is always on its way already.
+            self._crossed = passed_on[self.party_id] is None
+            if self._crossed and not mine.told:
+                self._send("ballot", mine, [self._links[other]])
+
+    @property
+    def _other_follower(self) -> int:
+        return next(party for party in FOLLOWERS if party != self.party_id)
 
     def vote_ahead(self, ballot: Ballot) -> None:
-        """Follower: tell the leader before it proposes."""
-        self._ballots[self.party_id] = ballot
-        self._send("ballot", ballot, [self._links[LEADER]])
+        """Follower: tell the leader before it proposes; all, if that was too late the last time."""
+        ballot = self._ballots[self.party_id] = msgspec.structs.replace(ballot, told=self._crossed)
+        parties = (LEADER, self._other_follower) if self._crossed else (LEADER,)
+        self._send("ballot", ballot, [self._links[party] for party in parties])
 
     def vote(self, ballot: Ballot) -> None:
         """Follower: tell both others, after the proposal."""

@@ -481,7 +481,7 @@ def test_followers_say_ahead_what_they_hold_and_nothing_is_decided_without_the_l
         for link in seats[0].links
     ]
     named = [[USER, key(1).request, 1, "logits"]]
-    assert ballots == [[[], False, named]] * 2
+    assert ballots == [[[], False, named, False]] * 2
     assert [seat.engine.calls for seat in seats] == [[], [], []]
 
 
@@ -503,6 +503,21 @@ def test_a_batch_is_agreed_whether_or_not_the_leader_passes_ballots_on(start: St
         link.send("serve_proposal", proposal, Deadline.after(1))
     until(lambda: all(("predict", 1, "logits") in seat.engine.calls for seat in seats[1:]))
     assert [seat.book.answered() for seat in seats] == [0, 1, 1]
+
+
+def test_followers_whose_ballots_cross_with_proposals_tell_each_other_at_once(start: Start) -> None:
+    """As on a slow line: the proposal must not have to come first."""
+    seats = start(run=(1, 2))
+    for number, told in ((1, False), (2, True), (3, True), (4, False)):
+        ask(seats, number, images(1), parties=(1, 2))
+        ballots = {1: ballot_at(seats[0].links[1]), 2: ballot_at(seats[0].links[0])}
+        assert [ballot.told for ballot in ballots.values()] == [told, told]
+        # The third time they come in time again.
+        ahead = (ballots[1], ballots[2]) if number >= 3 else (None, None)
+        proposal = msgspec.msgpack.encode(Proposal((Entry(*key(number), 1),), Ballot((0,)), ahead=ahead))
+        for link in seats[0].links:
+            link.send("serve_proposal", proposal, Deadline.after(1))
+        until(lambda number=number: all(seat.book.answered() == number for seat in seats[1:]))
 
 
 def test_a_leader_that_passes_on_another_ballot_than_was_cast_is_left(start: Start) -> None:
