@@ -51,7 +51,14 @@ from fedsec.aggregation.messages import (
 )
 from fedsec.aggregation.parts import PartFolder, PartWriter, UploadParts, make_parts
 from fedsec.aggregation.store import Store
-from fedsec.errors import FedsecError, PeerLostError, ProtocolError, RoundAbortedError, TrustError
+from fedsec.errors import (
+    FedsecError,
+    PeerLostError,
+    ProtocolError,
+    RoundAbortedError,
+    StateError,
+    TrustError,
+)
 from fedsec.transport import Deadline, Peer
 
 # How many requests of a kind a schedule has, about: the step to spoil is drawn among these.
@@ -99,7 +106,7 @@ class FaultyNetwork(MemoryNetwork):
         self._late: list[tuple[float, Callable[[], object]]] = []
 
     def pump(self) -> None:
-        for _ in range(int(self._schedule.rng.integers(0, 8))):
+        for _ in range(int(self._schedule.rng.integers(0, 6))):
             self.move()
 
     def move(self) -> None:
@@ -544,6 +551,8 @@ class Schedule:
         self.faults, self.doomed, self._older, self.parted, self._parting = {}, None, None, set(), np.inf
         for _ in range(int((UPLOAD_S + 2 * AGREEMENT_S + COLLECT_S + 10) / AGREEMENT_S)):
             self.network.settle()
+            if not self._down and not any(one._rounds for one in self.network.aggregators.values()):
+                break
             self.world.now += AGREEMENT_S
         self.network.settle()
 
@@ -639,6 +648,8 @@ class Schedule:
     def _check_greed(self) -> None:
         """Asked again for everything, nobody opens anything that is new."""
         server = self.world.server
+        # Whoever was set back, or knows of one that was, begins no round any more.
+        refusals = (RoundAbortedError, ProtocolError, *([StateError] if self.set_back else []))
         for one in self.rounds:
             before = {
                 name: set(given) for name, given in self.opened.get(one.announcement.id.key, {}).items()
@@ -647,19 +658,10 @@ class Schedule:
                 for message in (
                     Announce(one.signed), CloseUploads(one.announcement.id), CollectSum(one.announcement.id)
                 ):  # fmt: skip
-                    with contextlib.suppress(RoundAbortedError, ProtocolError):
-                        self._suppressing_rollback(server, name, message)
-                    self.network.settle()
+                    with contextlib.suppress(*refusals):
+                        self.network.ask(server.peer, name, message)
+            self.network.settle()
             assert self.opened.get(one.announcement.id.key, {}) == before
-
-    def _suppressing_rollback(self, asker: FakeIdentity, name: str, message: msgspec.Struct) -> None:
-        try:
-            self.network.ask(asker.peer, name, message)
-        except FedsecError as error:
-            if not (self.set_back and "rolled back" in str(error)) and not isinstance(
-                error, RoundAbortedError | ProtocolError
-            ):
-                raise
 
     def _check_receipts(self) -> None:
         """A hospital's receipt says what the aggregators' sets say."""

@@ -41,8 +41,8 @@ from crashing_aggregator import COLLECT_S as ERASE_S
 PROGRAM = Path(__file__).parents[1] / "helpers" / "crashing_aggregator.py"
 NAMED = re.compile(r"party-\d|minimum cohort|the server ended")
 COLLECT_S, UPLOAD_S = 25.0, 20.0
-# Of each kind one: a request, what is signed, what opens, what is erased.
-QUICK = ("CloseUploads after", "Store.add_statement after", "SetSignature before", "PartFolder.erase before")
+# Of each kind one: what is said, what is signed, what is erased.
+QUICK = ("CloseUploads after", "Store.add_statement after", "PartFolder.erase before")
 
 
 @pytest.fixture(scope="module")
