@@ -110,6 +110,7 @@ def request_targets() -> list[Target]:
     table = {f"{route.tag}/request": route for route in routes_of(services, Meter())}
     # Handlers of the aggregation wait for peers; they are below. A service that begins would connect.
     answered = {route.tag for route in services[-1].routes()} - {"serve", "open_link"}
+    answered |= {"fetch_state", "sealed_status"}
 
     def read(frame: bytes, label: str) -> None:
         peer = Peer("user", min(table[label].roles), bytes(32), "00" * 32)
