@@ -1,4 +1,4 @@
-"""An audit as a picture: what attacks reach, and for whom the model works less well."""
+"""An audit as pictures: what attacks reach, and for whom the model works less well."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from fedsec.audit.inversion import Image, Recovered
 
 _DPI = 120
 
@@ -28,6 +30,24 @@ def draw_audit(found: Mapping[str, Any], path: Path) -> None:
         drawings[part](axes, found["runs"])
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=_DPI)
+
+
+def draw_inversion(truth: Image, recovered: Sequence[Recovered], path: Path) -> None:
+    """Draw an image and what each attack took it to be, with the correlation of both.
+
+    Args:
+        truth: Shape [28, 28, 1].
+        recovered: What came of the attacks.
+        path: The PNG file to write.
+    """
+    figure = Figure(figsize=(2.2 * (1 + len(recovered)), 2.6), layout="constrained")
+    titles = ["the hospital's image", *(f"{r.name}\ncorrelation {r.correlation:.2f}" for r in recovered)]
+    pictures = [truth, *(one.image for one in recovered)]
+    for axes, title, picture in zip(figure.subplots(1, len(titles)), titles, pictures, strict=True):
+        axes.imshow(picture[..., 0], cmap="gray")
+        axes.set_title(title, fontsize=9)
+        axes.axis("off")
     figure.savefig(path, dpi=_DPI)
 
 

@@ -35,11 +35,10 @@ def run(options: argparse.Namespace) -> int:
     """Audit and print the tables."""
     # Loading TensorFlow takes seconds, which --help should not have to wait for.
     from fedsec.audit.report import print_audit  # noqa: PLC0415 - as said above
-    from fedsec.audit.run import PARTS, audit_run  # noqa: PLC0415 - as said above
+    from fedsec.audit.run import audit_run  # noqa: PLC0415 - as said above
 
-    parts = PARTS if options.only is None else tuple(options.only)
     with Reporter() if options.json else PlainReporter(sys.stderr) as progress:
-        found = audit_run(options.folder, options.against, parts=parts, reporter=progress)
+        found = audit_run(options.folder, options.against, parts=options.only, reporter=progress)
     if options.json:
         print_json(found)
     else:

@@ -18,6 +18,7 @@
         views.png         the demo's images, and what each party gets of them
         comparison.png    of `fedsec compare`: accuracy and differences, plain beside secured
         audit.json        of `fedsec audit`: what attacks reach; audit.png: the same as a picture
+        inversion.png     of `fedsec audit`: an image, and what updates made of it give away
         plain/, secure/   of `fedsec compare`: what the two processes measured
 
 All keys of all roles in one folder are right for an experiment on one machine and for nothing else.
@@ -140,6 +141,11 @@ class RunFolder:
     def audit_figure(self) -> Path:
         """The same as a picture."""
         return self.path / "audit.png"
+
+    @property
+    def inversion_figure(self) -> Path:
+        """An image, and what updates made of it give away."""
+        return self.path / "inversion.png"
 
     @property
     def views_figure(self) -> Path:

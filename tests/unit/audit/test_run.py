@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedsec.audit import run
+from fedsec.audit.canaries import Exposure
+from fedsec.audit.mechanism import MechanismAudit
+from fedsec.audit.one_run import LowerBound
 from fedsec.cli.main import main
 from fedsec.lab.rundir import RunFolder
 from fedsec.learning.data import Mnist
+from fedsec.privacy.accounting import SampledGaussian, epsilon_of
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +35,52 @@ def test_one_run(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert 0.5 < audited["membership"]["area"]["value"] <= 1
     assert len(audited["fairness"]["classes"]) == 10
     assert folder.audit_figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_updates_canaries_and_the_mechanism(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned, guessed = (Exposure.of(np.full(6, loss), np.arange(63.0)) for loss in (-1.0, 31.0))
+    monkeypatch.setattr(run, "exposures", lambda model, records, planting: (learned, guessed))
+    monkeypatch.setattr(run, "audit_mechanism", functools.partial(run.audit_mechanism, canaries=60, steps=5))
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["audit", str(folder.path), "--only", "inversion", "canaries", "mechanism"]) == 0
+    shown = capsys.readouterr().out
+
+    found = json.loads(folder.audit.read_text())
+    plain, share, private = found["inversion"]["views"]
+    assert plain["correlation"] > 0.999
+    assert max(abs(share["correlation"]), abs(private["correlation"])) < 0.2
+    # The scenario has no differential privacy of its own: epsilon 8 over its two rounds is shown.
+    noise = found["inversion"]["noise"]
+    assert epsilon_of([SampledGaussian(noise["multiplier"], 10 / 50, 10)], 1e-5).value <= 8
+    assert found["canaries"]["planting"]["epsilon"] == 8
+    assert (found["canaries"]["plain"]["median"], found["canaries"]["private"]["median"]) == (
+        6,
+        6 - np.log2(33),
+    )
+    assert found["mechanism"]["broken"] is False
+    assert folder.inversion_figure.read_bytes().startswith(b"\x89PNG")
+    for text in ("an aggregator's share", "exposure, median", "not refuted"):
+        assert text in shown
+
+
+def test_a_broken_mechanism_is_called_broken(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = MechanismAudit(1.0, LowerBound(1.5, 0.999, 100, 50, 50))
+    monkeypatch.setattr(run, "audit_mechanism", lambda private: found)
+    assert main(["audit", str(folder.path), "--only", "mechanism"]) == 0
+    assert "BROKEN" in capsys.readouterr().out
+
+
+def test_a_network_that_cannot_be_private_is_no_reason_to_stop(
+    folder: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = RunFolder(Path(shutil.copytree(folder.path, tmp_path / "copy")))
+    copy.scenario.write_text(copy.scenario.read_text().replace('"mlp"', '"small-resnet"'))
+    assert main(["audit", str(copy.path), "--only", "canaries"]) == 0
+    assert "no canaries were planted" in capsys.readouterr().out
 
 
 def test_two_runs_side_by_side(
