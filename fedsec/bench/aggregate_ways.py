@@ -36,6 +36,8 @@ from fedsec.errors import ProtocolError
 from fedsec.federation.grid import InProcessGrid, node_configs
 from fedsec.federation.mod import SecureAggregationMod
 from fedsec.federation.strategy import SecureAggregation
+from fedsec.ring import KEY_BYTES, RING32
+from fedsec.ring.streams import KeyedStream
 from fedsec.transport import Deadline, Endpoint, Identity, Meter
 
 CLIP = 1.0
@@ -56,9 +58,10 @@ class Fixed:
     """
 
     def __init__(self, hospitals: int, parameters: int) -> None:
-        generator = np.random.default_rng(parameters)
         self.hospitals, self.parameters = hospitals, parameters
-        self._vectors = generator.uniform(-CLIP, CLIP, (_VECTORS, parameters)).astype(np.float32)
+        # The same in every run, so that what is measured does not move with them.
+        words = KeyedStream(bytes(KEY_BYTES)).words((_VECTORS, parameters), RING32)
+        self._vectors = ((words / 2.0**31 - 1.0) * CLIP).astype(np.float32)
 
     def vary(self) -> None:
         """Change one element of each vector: no hospital sends the same update in two rounds."""

@@ -106,9 +106,13 @@ def load_sealed(folder: RunFolder) -> SealedModel:
     )
 
 
+_DECODER = msgspec.json.Decoder(_Sealed)
+"""Made at import, when there is one thread: see ``fedsec.transport.decoding``."""
+
+
 def _read(path: Path) -> _Sealed:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Sealed)
+        return _DECODER.decode(path.read_bytes())
     except (OSError, msgspec.DecodeError) as error:
         raise UsageError(f"cannot read {path}, which says where a sealed model lies: {error}") from error
 
