@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -262,10 +263,12 @@ def test_threat_42_an_aggregator_that_comes_back_changes_nothing(fragile: Site, 
     names = fragile.names[:3]
     fragile.submit(round_, names)
     if when == "in the agreement":
-        seen = _lists(fragile, "party-1")
+        seen, closed = _lists(fragile, "party-1"), _answered(fragile, "party-1", "close_uploads")
         fragile.signal("party-2", signal.SIGSTOP)
         with _Collecting(fragile, round_) as collecting:
             assert until(lambda: _lists(fragile, "party-1") > seen, 10)
+            # Killed before it is told that uploads are closed, it would be named to the collector instead.
+            assert until(lambda: _answered(fragile, "party-1", "close_uploads") > closed, 10)
             fragile.signal("party-1", signal.SIGKILL)
             fragile.restart("party-1")
             fragile.signal("party-2", signal.SIGCONT)
@@ -308,9 +311,18 @@ def _ends_by_name(site: Site, round_: Round, victim: str) -> None:
 
 def _lists(site: Site, party: str) -> int:
     """Return how many lists of uploads an aggregator has got from its peers."""
+    return _counts(site, party, "upload_list")[2]
+
+
+def _answered(site: Site, party: str, kind: str) -> int:
+    """Return how many requests of a kind an aggregator has answered."""
+    return _counts(site, party, kind)[0]
+
+
+def _counts(site: Site, party: str, kind: str) -> Any:
     deadline = Deadline.after(5)
     with connect(site.file.party(party), site.server, deadline=deadline) as channel:
-        return counts_of(read_meter(channel, deadline).by_label, "upload_list")[2]
+        return counts_of(read_meter(channel, deadline).by_label, kind)
 
 
 class _Collecting:
