@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +12,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedsec.audit.inversion import Image, Recovered
+from fedsec.privacy.accounting import rounded_up
 
 _DPI = 120
 
 
 def draw_audit(found: Mapping[str, Any], path: Path) -> None:
-    """Draw membership inference and accuracy by class, one colour a run, with 95 % intervals.
+    """Draw membership inference, accuracy by class and exposure, with 95 % intervals.
 
     Args:
         found: As ``audit.json`` holds it.
         path: The PNG file to write.
     """
-    drawings = {"membership": _membership, "fairness": _classes}
-    shown = [part for part in drawings if part in found["runs"][0]]
+    of_a_run = {"membership": _membership, "fairness": _classes}
+    shown: list[Callable[[Axes], None]] = [
+        partial(draw, runs=found["runs"]) for part, draw in of_a_run.items() if part in found["runs"][0]
+    ]
+    if "plain" in found.get("canaries", {}):
+        shown.append(partial(_exposure, found=found["canaries"]))
     if not shown:
         return
     figure = Figure(figsize=(5 * len(shown), 3.4), layout="constrained")
-    for axes, part in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        drawings[part](axes, found["runs"])
+    for axes, draw in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        draw(axes)
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=_DPI)
@@ -53,7 +60,7 @@ def draw_inversion(truth: Image, recovered: Sequence[Recovered], path: Path) -> 
 
 def run_title(run: Mapping[str, Any]) -> str:
     """Return what tells two runs apart: the name of the scenario, and its epsilon."""
-    privacy = "no noise" if run["epsilon"] is None else f"epsilon {run['epsilon']:.2f}"
+    privacy = "no noise" if run["epsilon"] is None else f"epsilon {rounded_up(run['epsilon'], 2)}"
     return f"{run['scenario']}, {privacy}"
 
 
@@ -76,6 +83,17 @@ def _classes(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
     names = [group["name"] for group in runs[0]["fairness"]["classes"]]
     axes.set_xticks(range(len(names)), names)
     axes.set(title="accuracy by class", xlabel="digit", ylabel="%")
+
+
+def _exposure(axes: Axes, found: Mapping[str, Any]) -> None:
+    for place, side in enumerate(("plain", "private")):
+        one = found[side]
+        errors = [[one["median"] - one["low"]], [one["high"] - one["median"]]]
+        axes.errorbar([place], [one["median"]], yerr=errors, fmt="o", capsize=3)
+    axes.axhline(1.0, color="k", linestyle="--", label="nothing memorised")
+    axes.axhline(math.log2(found["planting"]["references"] + 1), color="k", linestyle=":", label="highest")
+    axes.set_xticks((0, 1), ("no noise", f"DP-SGD, epsilon {found['planting']['epsilon']:g}"))
+    axes.set(title="canaries", ylabel="median exposure, bits", xlim=(-0.5, 1.5))
 
 
 def _with_intervals(

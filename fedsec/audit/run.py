@@ -33,6 +33,10 @@ _MECHANISM_NOISE = 2.5
 """Small enough that the claim is worth refuting, large enough that a broken one is found."""
 
 
+_CANARY_RECORDS, _CANARY_EPOCHS = 500, 50
+"""At most so many, which keeps it to a minute."""
+
+
 def audit_run(
     path: Path | str,
     against: Path | str | None = None,
@@ -122,10 +126,17 @@ def _inversion(subjects: Sequence[Subject]) -> dict[str, Any]:
 
 
 def _canaries(subjects: Sequence[Subject]) -> dict[str, Any]:
-    """Plant canaries among the first hospital's images."""
+    """Plant canaries among the first hospital's images; it then trains alone for as long as in the run."""
     first, privacy = subjects[0], _private_one(subjects).privacy
+    training = first.scenario.training
     planting = Planting(
-        epsilon=privacy.target_epsilon, delta=privacy.delta, l2_norm_clip=privacy.l2_norm_clip
+        records=min(len(first.hospitals[0].labels), _CANARY_RECORDS),
+        epochs=min(training.rounds * training.local_epochs, _CANARY_EPOCHS),
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        epsilon=privacy.target_epsilon,
+        delta=privacy.delta,
+        l2_norm_clip=privacy.l2_norm_clip,
     )
     model = models.by_name(first.scenario.training.model, seed=first.scenario.seed)
     try:

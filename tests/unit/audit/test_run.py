@@ -41,7 +41,10 @@ def test_updates_canaries_and_the_mechanism(
     folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learned, guessed = (Exposure.of(np.full(6, loss), np.arange(63.0)) for loss in (-1.0, 31.0))
-    monkeypatch.setattr(run, "exposures", lambda model, records, planting: (learned, guessed))
+    planted = []
+    monkeypatch.setattr(
+        run, "exposures", lambda model, records, planting: planted.append(planting) or (learned, guessed)
+    )
     monkeypatch.setattr(run, "audit_mechanism", functools.partial(run.audit_mechanism, canaries=60, steps=5))
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["audit", str(folder.path), "--only", "inversion", "canaries", "mechanism"]) == 0
@@ -55,6 +58,9 @@ def test_updates_canaries_and_the_mechanism(
     noise = found["inversion"]["noise"]
     assert epsilon_of([SampledGaussian(noise["multiplier"], 10 / 50, 10)], 1e-5).value <= 8
     assert found["canaries"]["planting"]["epsilon"] == 8
+    # As the first hospital trains: 50 images, two rounds of one epoch.
+    assert (planted[0].records, planted[0].epochs, planted[0].batch_size) == (50, 2, 10)
+    assert folder.audit_figure.read_bytes().startswith(b"\x89PNG")
     assert (found["canaries"]["plain"]["median"], found["canaries"]["private"]["median"]) == (
         6,
         6 - np.log2(33),
