@@ -18,8 +18,8 @@ from fedsec.aggregation.messages import Signed, Stored, Upload, header_digest
 from fedsec.aggregation.receipt_asking import ask_receipt
 from fedsec.aggregation.receipt_file import ReceiptFile, Receipts
 from fedsec.aggregation.receipts import InclusionReceipt, check_acknowledgement, check_receipt
-from fedsec.aggregation.sealed import decode_model
-from fedsec.aggregation.sealed_model import fetch_model, model_tag
+from fedsec.aggregation.sealed.model import fetch_model, model_tag
+from fedsec.aggregation.sealed.terms import decode_model
 from fedsec.aggregation.signing import Signer
 from fedsec.aggregation.tags import UpdateTag
 from fedsec.aggregation.trust import TrustFile

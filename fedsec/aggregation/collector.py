@@ -28,9 +28,9 @@ from fedsec.aggregation.messages import (
     SumShare,
 )
 from fedsec.aggregation.receipts import check_statements
-from fedsec.aggregation.sealed_collect import send_initial, why_not_stored
-from fedsec.aggregation.sealed_plan import plan_division
-from fedsec.aggregation.sealed_sum import opened_words, server_part_bytes
+from fedsec.aggregation.sealed.collect import send_initial, why_not_stored
+from fedsec.aggregation.sealed.plan import plan_division
+from fedsec.aggregation.sealed.sum import opened_words, server_part_bytes
 from fedsec.aggregation.signing import Signer
 from fedsec.errors import FedsecError, ProtocolError, RoundAbortedError, UsageError
 from fedsec.ring import RingArray

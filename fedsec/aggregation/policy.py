@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedsec.aggregation.announcement import SIGNATURE_LABEL, Announcement, decode_announcement
 from fedsec.aggregation.messages import Signed
-from fedsec.aggregation.sealed import REVEAL_TO
+from fedsec.aggregation.sealed.terms import REVEAL_TO
 from fedsec.aggregation.signing import check_signature
 from fedsec.errors import TrustError
 

@@ -32,7 +32,7 @@ from fedsec.aggregation.messages import (
     read,
 )
 from fedsec.aggregation.parts import PartChecksum, PartFolder, sum_parts
-from fedsec.aggregation.sealed_sum import bind_sum, fresh_nonce, sealed_part, server_part
+from fedsec.aggregation.sealed.sum import bind_sum, fresh_nonce, sealed_part, server_part
 from fedsec.aggregation.statements import ContradictionError, Statements
 from fedsec.aggregation.store import RoundRow, State
 from fedsec.errors import ProtocolError, RoundAbortedError, StateError, TrustError

@@ -27,8 +27,8 @@ from fedsec.aggregation.messages import (
     UploadList,
 )
 from fedsec.aggregation.policy import Policy
-from fedsec.aggregation.sealed import REVEAL_TO
-from fedsec.aggregation.sealed_rounds import SealedRounds
+from fedsec.aggregation.sealed.rounds import SealedRounds
+from fedsec.aggregation.sealed.terms import REVEAL_TO
 from fedsec.errors import FedsecError, UsageError
 from fedsec.transport import ClusterFile, Deadline, Identity, Meter, Role
 from fedsec.transport.service import Call, Reply, Route

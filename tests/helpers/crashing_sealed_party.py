@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from crashing_party import Crash
 
-from fedsec.aggregation import sealed_making
+from fedsec.aggregation.sealed import making
 from fedsec.cli.main import main
 
 STEPS = range(1, 6)
@@ -22,9 +22,9 @@ STEPS = range(1, 6)
 
 def prepare(crash: Crash) -> None:
     """Put the steps into the code."""
-    crash.around(sealed_making.StateMaker, "_send", before=1, after=2)
-    crash.around(sealed_making.StateMaker, "_all", after=3)
-    crash.around(sealed_making.StateMaker, "_store", before=4, after=5)
+    crash.around(making.StateMaker, "_send", before=1, after=2)
+    crash.around(making.StateMaker, "_all", after=3)
+    crash.around(making.StateMaker, "_store", before=4, after=5)
 
 
 if __name__ == "__main__":

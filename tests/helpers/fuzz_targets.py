@@ -24,7 +24,7 @@ from PIL import Image
 from small_plan import LOGITS
 
 from fedsec.aggregation.encoding import ArraySpec
-from fedsec.aggregation.sealed_state import SealedState, SealedStates
+from fedsec.aggregation.sealed.state import SealedState, SealedStates
 from fedsec.aggregation.trust import TrustFile, TrustLimits
 from fedsec.cluster.certificates import Authority
 from fedsec.cluster.keys import LocalKeys, make_local_keys, write_trust_files

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fedsec.aggregation.encoding import ArraySpec
-from fedsec.aggregation.sealed_state import SealedState, SealedStates
+from fedsec.aggregation.sealed.state import SealedState, SealedStates
 from fedsec.nn.network import AveragePoolLayer, ConvLayer, DenseLayer, FlattenLayer, Network, ReluLayer
 from fedsec.nn.planner import plan_unseen
 from fedsec.nn.sealed import Source, serving_digest

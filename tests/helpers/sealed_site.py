@@ -27,7 +27,7 @@ from fedsec.aggregation import (
     plan_encoding,
 )
 from fedsec.aggregation.announcement import array_digest, members
-from fedsec.aggregation.sealed import Sealed
+from fedsec.aggregation.sealed.terms import Sealed
 from fedsec.cluster.keys import make_local_keys, write_trust_files
 from fedsec.transport import ClusterFile, Deadline, Identity
 from fedsec.transport.server import Server

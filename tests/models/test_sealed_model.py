@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsec.aggregation.sealed import SEALED_FRACTION_BITS, encode_model
+from fedsec.aggregation.sealed.terms import SEALED_FRACTION_BITS, encode_model
 from fedsec.errors import UnsupportedModelError
 from fedsec.learning import data, models
 from fedsec.learning.evaluation import predict

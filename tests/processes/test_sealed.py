@@ -15,9 +15,9 @@ import pytest
 from fedsec.aggregation.announcement import members
 from fedsec.aggregation.encoding import encode_update
 from fedsec.aggregation.links import TlsLinks
-from fedsec.aggregation.sealed import Sealed, decode_model
-from fedsec.aggregation.sealed_messages import FetchState, OpenSealedLink, SealedLinkOpened, StateShare
-from fedsec.aggregation.sealed_state import SealedStates
+from fedsec.aggregation.sealed.messages import FetchState, OpenSealedLink, SealedLinkOpened, StateShare
+from fedsec.aggregation.sealed.state import SealedStates
+from fedsec.aggregation.sealed.terms import Sealed, decode_model
 from fedsec.aggregation.trust import TrustFile
 from fedsec.errors import PeerLostError, ProtocolError, RoundAbortedError, StateError, TrustError
 from fedsec.sharing import replicated

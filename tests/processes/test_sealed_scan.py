@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedsec.aggregation.sealed import SEALED_FRACTION_BITS
-from fedsec.aggregation.sealed_state import SealedStates
+from fedsec.aggregation.sealed.state import SealedStates
+from fedsec.aggregation.sealed.terms import SEALED_FRACTION_BITS
 from fedsec.aggregation.trust import TrustLimits
 from fedsec.cluster.cluster import Cluster
 from fedsec.nn import plaintext

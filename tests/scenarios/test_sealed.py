@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fedsec
-from fedsec.aggregation.sealed_state import SealedStates
+from fedsec.aggregation.sealed.state import SealedStates
 from fedsec.errors import ScenarioError
 from fedsec.lab.clear import keras_logits
 from fedsec.lab.experiment import local_cluster

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsec.aggregation.encoding import ArraySpec, plan_encoding
-from fedsec.aggregation.sealed import (
+from fedsec.aggregation.sealed.plan import change_of, plan_division
+from fedsec.aggregation.sealed.terms import (
     SEALED_FRACTION_BITS,
     arrays_bytes,
     arrays_from,
     decode_model,
     encode_model,
 )
-from fedsec.aggregation.sealed_plan import change_of, plan_division
 from fedsec.errors import InputError, RangeError
 from fedsec.mpc import simulate
 from fedsec.ring import RING64, fresh_stream

@@ -17,9 +17,8 @@ from fedsec.aggregation.agreement import IncludedSet, without_other_models
 from fedsec.aggregation.announcement import Announcement
 from fedsec.aggregation.messages import ExcludedUpload, ListEntry
 from fedsec.aggregation.policy import Policy
-from fedsec.aggregation.sealed import Sealed
-from fedsec.aggregation.sealed_model import model_tag
-from fedsec.aggregation.sealed_sum import (
+from fedsec.aggregation.sealed.model import model_tag
+from fedsec.aggregation.sealed.sum import (
     bind_sum,
     fresh_nonce,
     opened_words,
@@ -27,6 +26,7 @@ from fedsec.aggregation.sealed_sum import (
     server_part,
     server_part_bytes,
 )
+from fedsec.aggregation.sealed.terms import Sealed
 from fedsec.errors import ProtocolError, TrustError
 
 

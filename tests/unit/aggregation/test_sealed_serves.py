@@ -11,7 +11,7 @@ from aggregation_world import World
 
 from fedsec.aggregation import plan_encoding
 from fedsec.aggregation.announcement import Announcement
-from fedsec.aggregation.sealed import Sealed
+from fedsec.aggregation.sealed.terms import Sealed
 from fedsec.aggregation.trust import TrustFile
 from fedsec.errors import TrustError
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsec.aggregation import sealed_state
 from fedsec.aggregation.announcement import Member
 from fedsec.aggregation.encoding import ArraySpec
-from fedsec.aggregation.sealed_state import SealedState, SealedStates
+from fedsec.aggregation.sealed import state as sealed_state
+from fedsec.aggregation.sealed.state import SealedState, SealedStates
 from fedsec.errors import ProtocolError, StateError
 from fedsec.ring import fresh_stream
 from fedsec.sharing.replicated import RepShare

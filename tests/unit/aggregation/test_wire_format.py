@@ -31,7 +31,7 @@ ANNOUNCEMENT = Announcement(
 )  # fmt: skip
 
 
-def pack(value):
+def pack(value):  # noqa: PLR0911 - one line a type
     """MessagePack for what announcements hold, from the specification."""
     if value is None:
         return b"\xc0"
