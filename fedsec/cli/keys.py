@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 from fedsec.aggregation.planner import WeightRule
-from fedsec.aggregation.sealed import REVEAL_TO
+from fedsec.aggregation.sealed.terms import REVEAL_TO
 from fedsec.aggregation.trust import SECRET_BYTES, TrustFile, TrustLimits
 from fedsec.cluster.certificates import Authority
 from fedsec.errors import UsageError

@@ -20,7 +20,7 @@ from fedsec.aggregation.announcement import (
     members,
 )
 from fedsec.aggregation.planner import ArraySpec, MetricSpec, WeightRule, plan_encoding
-from fedsec.aggregation.sealed import Sealed
+from fedsec.aggregation.sealed.terms import Sealed
 from fedsec.errors import UsageError
 from fedsec.transport import ClusterFile
 

@@ -9,7 +9,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedsec.aggregation.announcement import RoundId
 from fedsec.aggregation.collector import RoundResult
-from fedsec.aggregation.sealed import SEALED_FRACTION_BITS, Sealed
+from fedsec.aggregation.sealed.terms import SEALED_FRACTION_BITS, Sealed
 from fedsec.errors import UsageError
 from fedsec.federation.plan import RoundPlan
 from fedsec.sharing.replicated import PARTIES

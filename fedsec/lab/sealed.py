@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fedsec.aggregation.announcement import SESSION_BYTES
-from fedsec.aggregation.sealed import SEALED_FRACTION_BITS
+from fedsec.aggregation.sealed.terms import SEALED_FRACTION_BITS
 from fedsec.errors import StateError, UsageError
 from fedsec.lab.plan import round_plan
 from fedsec.lab.rundir import RunFolder

@@ -10,7 +10,7 @@ import contextlib
 import threading
 from pathlib import Path
 
-from fedsec.aggregation.sealed_state import SealedStates
+from fedsec.aggregation.sealed.state import SealedStates
 from fedsec.errors import (
     DeadlineError,
     ServiceEndedError,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from fedsec.aggregation.sealed_state import SealedState, SealedStates
+from fedsec.aggregation.sealed.state import SealedState, SealedStates
 from fedsec.errors import TrustError, UsageError
 from fedsec.nn import Plan
 from fedsec.nn.sealed import Source, gather, serving_digest
