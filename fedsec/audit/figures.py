@@ -18,13 +18,17 @@ _DPI = 120
 
 
 def draw_audit(found: Mapping[str, Any], path: Path) -> None:
-    """Draw membership inference, accuracy by class and exposure, with 95 % intervals.
+    """Draw both membership inferences, accuracy by class and exposure, with 95 % intervals.
 
     Args:
         found: As ``audit.json`` holds it.
         path: The PNG file to write.
     """
-    of_a_run = {"membership": _membership, "fairness": _classes}
+    of_a_run: Mapping[str, Callable[..., None]] = {
+        "membership": partial(_attack, part="membership", title="membership inference by loss"),
+        "lira": partial(_attack, part="lira", title="with shadow models"),
+        "fairness": _classes,
+    }
     shown: list[Callable[[Axes], None]] = [
         partial(draw, runs=found["runs"]) for part, draw in of_a_run.items() if part in found["runs"][0]
     ]
@@ -64,15 +68,15 @@ def run_title(run: Mapping[str, Any]) -> str:
     return f"{run['scenario']}, {privacy}"
 
 
-def _membership(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
+def _attack(axes: Axes, runs: Sequence[Mapping[str, Any]], part: str, title: str) -> None:
     places = ("area", "at_one_percent", "at_one_permille")
     for number, run in enumerate(runs):
-        _with_intervals(axes, [run["membership"][place] for place in places], number, len(runs), run)
+        _with_intervals(axes, [run[part][place] for place in places], number, len(runs), run)
     guessed = (0.5, 0.01, 0.001)
     for place, rate in enumerate(guessed):
         axes.plot([place - 0.4, place + 0.4], [rate, rate], "k--", label="guessing" if not place else None)
     axes.set_xticks(range(3), ("area under\nthe curve", "true positives\nat 1 % false", "at 0.1 % false"))
-    axes.set(title="membership inference by loss", yscale="log", ylim=(5e-4, 1))
+    axes.set(title=title, yscale="log", ylim=(5e-4, 1))
 
 
 def _classes(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:

@@ -23,7 +23,11 @@ def print_audit(found: Mapping[str, Any], console: Console | None = None) -> Non
     """
     console = console or Console()
     runs = found["runs"]
-    tables: Mapping[str, Callable[[_Runs], Table]] = {"membership": _membership, "fairness": _fairness}
+    tables: Mapping[str, Callable[[_Runs], Table]] = {
+        "membership": _membership,
+        "lira": _lira,
+        "fairness": _fairness,
+    }
     for part, table in tables.items():
         if part in runs[0]:
             console.print(table(runs))
@@ -43,14 +47,25 @@ def print_audit(found: Mapping[str, Any], console: Console | None = None) -> Non
 
 
 def _membership(runs: _Runs) -> Table:
-    first = runs[0]["membership"]
+    return _attacks("Membership inference by loss", runs, "membership")
+
+
+def _lira(runs: _Runs) -> Table:
+    shadows = runs[0]["lira"]["shadows"]
+    return _attacks(
+        f"Membership inference with {shadows} shadow models, which train without noise", runs, "lira"
+    )
+
+
+def _attacks(title: str, runs: _Runs, part: str) -> Table:
+    first = runs[0][part]
     table = _table(
-        "Membership inference by loss",
+        title,
         runs,
         caption=f"{first['members']:,} members, {first['others']:,} others ({first['others_are']});"
         " guessing: 0.5, 1 %, 0.1 %; in brackets 95 % intervals",
     )
-    found = [run["membership"] for run in runs]
+    found = [run[part] for run in runs]
     table.add_row("area under the curve", *(_rate(one["area"], "{:.3f}") for one in found))
     table.add_row("true positives at 1 % false", *(_rate(one["at_one_percent"]) for one in found))
     table.add_row("true positives at 0.1 % false", *(_rate(one["at_one_permille"]) for one in found))

@@ -14,6 +14,7 @@ from fedsec.audit.canaries import Planting, exposures
 from fedsec.audit.fairness import fairness
 from fedsec.audit.figures import draw_audit, draw_inversion
 from fedsec.audit.inversion import Noise, invert
+from fedsec.audit.lira import SHADOWS, lira
 from fedsec.audit.mechanism import audit_mechanism
 from fedsec.audit.membership import membership
 from fedsec.audit.subject import Examples, Subject
@@ -103,6 +104,10 @@ def _membership(subject: Subject) -> dict[str, Any]:
     return {**asdict(membership(subject)), "others_are": subject.origin}
 
 
+def _lira(subject: Subject) -> dict[str, Any]:
+    return {**asdict(lira(subject)), "shadows": SHADOWS, "others_are": subject.origin}
+
+
 def _fairness(subject: Subject) -> dict[str, Any]:
     found = fairness(subject)
     return {
@@ -170,6 +175,7 @@ def _noise_of(scenario: Scenario, records: int) -> Noise:
 
 _OF_A_RUN: Mapping[str, tuple[str, Callable[[Subject], dict[str, Any]]]] = {
     "membership": ("losses of members and others", _membership),
+    "lira": ("shadow models", _lira),
     "fairness": ("accuracy by class and by hospital", _fairness),
 }
 _OF_BOTH: Mapping[str, tuple[str, Callable[[Sequence[Subject]], dict[str, Any]]]] = {

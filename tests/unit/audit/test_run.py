@@ -12,6 +12,7 @@ import pytest
 
 from fedsec.audit import run
 from fedsec.audit.canaries import Exposure
+from fedsec.audit.curve import Attack
 from fedsec.audit.mechanism import MechanismAudit
 from fedsec.audit.one_run import LowerBound
 from fedsec.cli.main import main
@@ -25,14 +26,19 @@ def small(monkeypatch: pytest.MonkeyPatch, mnist: Mnist) -> None:
     monkeypatch.setattr(run, "load_mnist", lambda: mnist)
 
 
-def test_one_run(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit", str(folder.path), "--only", "membership", "fairness", "--json"]) == 0
+def test_one_run(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack = Attack.of(np.arange(10.0), np.zeros(1000))
+    monkeypatch.setattr(run, "lira", lambda subject: attack)
+    assert main(["audit", str(folder.path), "--only", "membership", "lira", "fairness", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
 
     assert found == json.loads(folder.audit.read_text())
     (audited,) = found["runs"]
     assert audited["run"] == str(folder.path)
     assert 0.5 < audited["membership"]["area"]["value"] <= 1
+    assert audited["lira"]["at_one_percent"]["value"] == 0.9
     assert len(audited["fairness"]["classes"]) == 10
     assert folder.audit_figure.read_bytes().startswith(b"\x89PNG")
 
@@ -111,7 +117,7 @@ def test_an_unknown_part_and_a_run_without_a_model_are_refused(
     folder: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["audit", str(folder.path), "--only", "membrship"]) == 2
-    assert "membership, fairness" in capsys.readouterr().err
+    assert "membership, lira, fairness" in capsys.readouterr().err
     shutil.copy(folder.scenario, tmp_path)
     assert main(["audit", str(tmp_path)]) == 2
     assert "an audit needs the model" in capsys.readouterr().err
