@@ -15,5 +15,5 @@ if __name__ == "__main__":
     result = fedsec.run_scenario(scenario)
     for entry in result.rounds:
         print(f"round {entry.round}: {entry.accuracy:.2%} from {entry.included} hospitals")
-    print_audit(audit_run(result.folder.path))
+    print_audit(audit_run(result.folder.path, parts=["membership", "lira", "canaries"]))
     print(f"the model is in {result.folder.model}, what attacks on it reach in {result.folder.audit}")
