@@ -68,6 +68,12 @@ class Budget:
         self.settings = settings
         self._spent: list[SampledGaussian] = []
 
+    def under(self, settings: PrivacySettings) -> Budget:
+        """Return the same account under other settings: what either spends, both have spent."""
+        other = Budget(settings)
+        other._spent = self._spent
+        return other
+
     def plan(self, sampling_rate: float, steps: int) -> SampledGaussian:
         """Return the mechanism of steps to come; nothing is spent yet.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -69,24 +68,24 @@ def records_of(x: Any, y: Any) -> int:
     return sizes.pop()
 
 
-def given_batches(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, int]:
-    """Return a pipeline's batches with a weight of 1 for each example, and the size of the first.
+def first_batch(dataset: tf.data.Dataset) -> tuple[Any, Any]:
+    """Return a pipeline's first batch of inputs and labels.
 
     Raises:
-        UsageError: If they are not pairs of inputs and labels, or the pipeline is empty.
+        UsageError: If its batches are not pairs of inputs and labels, or the pipeline is empty.
     """
-    first = next(_items(dataset), None)
+    first = next(iter(dataset.take(1)), None)
     if not isinstance(first, tuple) or len(first) != 2:
         raise UsageError(
             "expected a tf.data pipeline of batches (inputs, labels): sample weights have no meaning here"
         )
-    size = int(tf.shape(keras.tree.flatten(first[0])[0])[0])
+    return first
 
-    def weighted(x: Any, y: Any) -> Batch:
+
+def weighted(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Return a pipeline's batches with a weight of 1 for each example."""
+
+    def with_ones(x: Any, y: Any) -> Batch:
         return x, y, tf.ones(tf.shape(keras.tree.flatten(y)[0])[:1], keras.config.floatx())
 
-    return dataset.map(weighted), size
-
-
-def _items(dataset: tf.data.Dataset) -> Iterator[Any]:
-    yield from dataset.take(1)
+    return dataset.map(with_ones)

@@ -60,7 +60,9 @@ def clipped_sum(network: Network, loss_each: LossEach, batch: Batch, clip: float
         losses = loss_each(batch.y, answers)
         total = tf.reduce_sum(losses)
     behind = tape.gradient(total, [use.z for use in uses], unconnected_gradients="zero")
-    parts = [use.rule.gradients(use.layer, use.x, b) for use, b in zip(uses, behind, strict=True)]
+    parts = [
+        use.rule.gradients(use.layer, finite(use.x), finite(b)) for use, b in zip(uses, behind, strict=True)
+    ]
     norms = tf.sqrt(tf.add_n([squared for squared, _ in parts]))
     factors = clip_factors(norms, batch.weights, clip)
     found = {
@@ -89,7 +91,7 @@ def clipped_one_by_one(network: Network, loss_each: LossEach, batch: Batch, clip
         gradients = tape.gradient(
             total, [variable.value for variable in variables], unconnected_gradients="zero"
         )
-        return [tf.convert_to_tensor(gradient) for gradient in gradients], loss[0], answer[0]
+        return [finite(tf.convert_to_tensor(gradient)) for gradient in gradients], loss[0], answer[0]
 
     def step(index: Any, sums: Any, losses: Any, answers: Any) -> tuple[Any, ...]:
         gradients, loss, answer = gradients_of(index)
@@ -108,11 +110,19 @@ def clipped_one_by_one(network: Network, loss_each: LossEach, batch: Batch, clip
     return Clipped(sums, losses.stack(), answers.stack())
 
 
-def clip_factors(norms: Any, weights: Any, clip: float) -> Any:
-    """Return weight * min(1, clip / norm); an example whose norm is not finite counts as nothing.
+def finite(values: Any) -> Any:
+    """Return values with 0 in the place of what is not finite.
 
-    Without that one overflowing example would make the whole model not-a-number, which also tells of it.
+    A record with a missing value, or one that overflows, must not make the whole model not-a-number, which
+    also would tell for certain that it is there; 0 * NaN is NaN, so clipping alone does not help.
     """
+    if not values.dtype.is_floating:
+        return values
+    return tf.where(tf.math.is_finite(values), values, tf.zeros_like(values))
+
+
+def clip_factors(norms: Any, weights: Any, clip: float) -> Any:
+    """Return weight * min(1, clip / norm); an example whose norm overflows counts as nothing."""
     tiny = tf.constant(1e-30, norms.dtype)
     factors = tf.minimum(tf.ones_like(norms), tf.constant(clip, norms.dtype) / tf.maximum(norms, tiny))
-    return tf.where(tf.math.is_finite(norms), factors, tf.zeros_like(norms)) * weights
+    return finite(factors) * tf.cast(tf.math.is_finite(norms), norms.dtype) * weights

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,9 @@ import numpy as np
 
 from fedsec.errors import UsageError
 from fedsec.learning.backend import keras, tf
-from fedsec.learning.private.batches import PoissonBatches, given_batches, records_of
+from fedsec.learning.private.batches import PoissonBatches, first_batch, records_of, weighted
 from fedsec.learning.private.clipping import Batch, Clipped, clipped_one_by_one, clipped_sum
+from fedsec.learning.private.guards import UnderWay, check_independence, check_state, state_of
 from fedsec.learning.private.network import Network, examined
 from fedsec.privacy.accounting import SampledGaussian
 from fedsec.privacy.budget import Budget, PrivacyReport, PrivacySettings
@@ -68,7 +70,11 @@ def make_private(
             stacklevel=2,
         )
     private = PrivateModel(inputs=_alone(model.inputs), outputs=_alone(model.outputs), name=model.name)
-    private.begin(Budget(settings), network)
+    account = _ACCOUNTS.get(model)
+    budget = Budget(settings) if account is None else account.under(settings)
+    private.begin(budget, network)
+    # The same parameters under other settings, or made private again, have spent what they have spent.
+    _ACCOUNTS[model] = _ACCOUNTS[private] = budget
     return private
 
 
@@ -87,7 +93,7 @@ class PrivateModel(keras.Model):  # type: ignore[misc]
         self._loss_function: Any = None
         self._noise = GaussianNoise(sum(math.prod(v.shape) for v in self.trainable_variables))
         self._expected = 0
-        self._deviation = 0.0
+        self._under_way: UnderWay | None = None
 
     def begin(self, budget: Budget, network: Network) -> None:
         """Set what the training is to keep to."""
@@ -134,23 +140,35 @@ class PrivateModel(keras.Model):  # type: ignore[misc]
         """
         self._refuse(options)
         if isinstance(x, tf.data.Dataset):
-            batches, mechanism = self._from_pipeline(x, y, epochs - initial_epoch, steps_per_epoch)
+            batches, under_way = self._from_pipeline(x, y, epochs - initial_epoch, steps_per_epoch)
         else:
             if validation_split:
                 x, y, validation_data = _split(x, y, validation_split)
-            batches, mechanism = self._from_arrays(
+            batches, under_way = self._from_arrays(
                 x, y, 32 if batch_size is None else batch_size, epochs - initial_epoch, steps_per_epoch
             )
-        counter = _Spending(self._required_budget(), mechanism, each_step=isinstance(batches, PoissonBatches))
-        return super().fit(
-            batches,
-            epochs=epochs,
-            initial_epoch=initial_epoch,
-            validation_data=validation_data,
-            callbacks=[*(options.pop("callbacks", None) or []), counter],
-            steps_per_epoch=None if isinstance(batches, PoissonBatches) else steps_per_epoch,
-            **options,
-        )
+        before = state_of(self)
+        self._under_way = under_way
+        try:
+            return super().fit(
+                batches,
+                epochs=epochs,
+                initial_epoch=initial_epoch,
+                validation_data=validation_data,
+                steps_per_epoch=None if isinstance(batches, PoissonBatches) else steps_per_epoch,
+                **options,
+            )
+        finally:
+            self._under_way = None
+            check_state(before)
+
+    def train_on_batch(self, *_args: Any, **_kwargs: Any) -> Any:
+        """Refuse: who chooses a batch decides how likely a record is in it, and nothing would be accounted.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError("train_on_batch is not possible with privacy: fit draws each step's sample itself")
 
     def privacy(self) -> PrivacyReport:
         """Return what training has cost so far.
@@ -179,6 +197,8 @@ class PrivateModel(keras.Model):  # type: ignore[misc]
         """Return the clipped sum of a sample, taken in chunks when it is large; nothing is dropped."""
         limit = _CHUNK * self._expected
         count = tf.shape(weights)[0]
+        # Whatever comes as a weight, a record counts once or not at all.
+        weights = tf.cast(weights > 0, weights.dtype)
 
         def chunk(start: Any, total: list[Any]) -> tuple[Any, list[Any]]:
             x_part, y_part, weights_part = (
@@ -204,6 +224,8 @@ class PrivateModel(keras.Model):  # type: ignore[misc]
     def _loss_each(self, y: Any, answers: Any) -> Any:
         loss = self._loss_function
         values = loss.call(y, answers) if isinstance(loss, keras.losses.Loss) else loss(y, answers)
+        if not len(values.shape):
+            raise UsageError("expected a loss that gives one value an example, this one gives one for all")
         # As Keras averages: over all that one example has.
         return (
             tf.reduce_mean(values, axis=list(range(1, len(values.shape))))
@@ -212,31 +234,42 @@ class PrivateModel(keras.Model):  # type: ignore[misc]
         )
 
     def _measure(self, batch: Batch, clipped: Clipped) -> None:
+        # What fills up has a weight of 0, which not-a-number survives.
+        losses = tf.where(batch.weights > 0, clipped.losses, tf.zeros_like(clipped.losses))
         for metric in self.metrics:
             if metric.name == "loss":
-                metric.update_state(clipped.losses, sample_weight=batch.weights)
+                metric.update_state(losses, sample_weight=batch.weights)
         self.compute_metrics(batch.x, batch.y, clipped.answers, sample_weight=batch.weights)
 
     def _draw(self) -> np.ndarray[Any, Any]:
-        """Return a step's noise, in the order of the trained variables."""
-        return self._noise.draw(self._deviation).astype(keras.config.floatx())
+        """Account for a step and return its noise, in the order of the trained variables.
+
+        Every step of every kind passes here exactly once, however many Keras puts into one execution.
+        """
+        if self._under_way is None:
+            raise UsageError("no fit is under way: a step outside it would not be accounted")
+        budget = self._required_budget()
+        self._under_way.step(budget)
+        deviation = self._under_way.mechanism.noise_multiplier * budget.settings.l2_norm_clip
+        return self._noise.draw(deviation).astype(keras.config.floatx())
 
     # What fit prepares.
 
     def _from_arrays(
         self, x: Any, y: Any, batch_size: int, epochs: int, steps_per_epoch: int | None
-    ) -> tuple[PoissonBatches, SampledGaussian]:
+    ) -> tuple[PoissonBatches, UnderWay]:
         if batch_size < 1:
             raise UsageError(f"batch_size is the expected size of a sample, at least 1, got {batch_size}")
         x, y = (keras.tree.map_structure(np.asarray, part) for part in (x, y))
         records = records_of(x, y)
+        self._probe(x, y)
         steps = steps_per_epoch or math.ceil(records / batch_size)
         mechanism = self._prepared(min(1.0, batch_size / records), steps * epochs, batch_size)
-        return PoissonBatches(x, y, batch_size, steps), mechanism
+        return PoissonBatches(x, y, batch_size, steps), UnderWay(mechanism, pass_steps=1)
 
     def _from_pipeline(
         self, dataset: tf.data.Dataset, y: Any, epochs: int, steps_per_epoch: int | None
-    ) -> tuple[tf.data.Dataset, SampledGaussian]:
+    ) -> tuple[tf.data.Dataset, UnderWay]:
         if y is not None:
             raise UsageError("a tf.data pipeline brings its labels: leave y out")
         if self._required_budget().settings.target_epsilon is not None:
@@ -244,13 +277,25 @@ class PrivateModel(keras.Model):  # type: ignore[misc]
                 "target_epsilon needs Poisson sampling, which a tf.data pipeline cannot do: pass arrays x and"
                 " y, or give noise_multiplier and read what privacy() reports without amplification"
             )
-        batches, size = given_batches(dataset)
-        return batches, self._prepared(1.0, epochs, size)
+        count = int(dataset.cardinality())
+        if count <= 0:
+            raise UsageError(
+                "the pipeline does not say how many batches one pass over the records has, so visits of a"
+                " record cannot be counted: leave out repeat() and filters, or pass arrays x and y"
+            )
+        first_x, first_y = first_batch(dataset)
+        self._probe(first_x, first_y)
+        passes = math.ceil((steps_per_epoch or count) * epochs / count)
+        mechanism = self._prepared(1.0, passes, len(keras.tree.flatten(first_y)[0]))
+        return weighted(dataset), UnderWay(mechanism, pass_steps=count)
+
+    def _probe(self, x: Any, y: Any) -> None:
+        # One example after the other has no others.
+        if self._network is not None and not self._network.uncovered:
+            check_independence(self, self._loss_each, x, y)
 
     def _prepared(self, rate: float, steps: int, expected: int) -> SampledGaussian:
-        budget = self._required_budget()
-        mechanism = budget.plan(rate, max(1, steps))
-        self._deviation = mechanism.noise_multiplier * budget.settings.l2_norm_clip
+        mechanism = self._required_budget().plan(rate, max(1, steps))
         if expected != self._expected:
             # It is a constant of the traced step.
             self._expected = expected
@@ -273,22 +318,8 @@ class PrivateModel(keras.Model):  # type: ignore[misc]
         options["shuffle"] = False
 
 
-class _Spending(keras.callbacks.Callback):  # type: ignore[misc]
-    """Counts each step, or with a pipeline each epoch, as spent before it begins."""
-
-    def __init__(self, budget: Budget, mechanism: SampledGaussian, *, each_step: bool) -> None:
-        super().__init__()
-        self._budget = budget
-        self._mechanism = mechanism
-        self._each_step = each_step
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        if self._each_step:
-            self._budget.spend(self._mechanism)
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if not self._each_step:
-            self._budget.spend(self._mechanism)
+_ACCOUNTS: weakref.WeakKeyDictionary[keras.Model, Budget] = weakref.WeakKeyDictionary()
+"""What the parameters of each model have cost, by the given model and by the private one."""
 
 
 def _alone(tensors: Sequence[Any]) -> Any:

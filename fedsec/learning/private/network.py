@@ -43,12 +43,12 @@ class Network:
     Attributes:
         model: The model.
         uncovered: Why single passes are not possible, in words; empty when every trained layer has a rule.
-        pooled: For each convolution that only an average pooling follows: that pooling layer.
+        pooled: For each convolution, by its identity, that only an average pooling follows: that layer.
     """
 
     model: Any
     uncovered: str = ""
-    pooled: dict[str, Any] = field(default_factory=dict)
+    pooled: dict[int, Any] = field(default_factory=dict)
 
     def watched(self, x: Any, tape: tf.GradientTape) -> tuple[Any, list[Use]]:
         """Run the model as in training; ``tape`` watches the value before each trained layer's activation.
@@ -68,7 +68,8 @@ def examined(model: Any) -> Network:
         UnsupportedModelError: If the model mixes examples or has a regulariser; the text says what to use.
     """
     layers = list(_layers(model))
-    for layer in layers:
+    # Layers inside layers of somebody's own, too.
+    for layer in model._flatten_layers(include_self=False):  # noqa: SLF001 - it has no public name
         _check(layer)
     reason = _uncovered(model, layers)
     return Network(model, reason, {} if reason else _pooled(model))
@@ -85,7 +86,8 @@ def _layers(model: Any) -> Iterator[Any]:
 
 def _check(layer: Any) -> None:
     name = f"layer {layer.name!r} ({type(layer).__name__})"
-    if isinstance(layer, _REFUSED):
+    # Frozen it uses what it has, and joins nothing.
+    if isinstance(layer, _REFUSED) and layer.trainable:
         raise UnsupportedModelError(
             f"{name} joins the examples of a batch, so no single example's part can be bounded: use"
             " LayerNormalization or GroupNormalization instead"
@@ -169,13 +171,13 @@ def _nodes(graph: Any) -> Iterator[Any]:
         yield from (node for node in nodes if not node.is_input)
 
 
-def _pooled(model: Any) -> dict[str, Any]:
+def _pooled(model: Any) -> dict[int, Any]:
     """Find convolutions with stride 1 and no activation behind which there is nothing but an average pooling.
 
     Both together are one convolution, with the pooling's stride, of the input averaged over its windows: the
     same function with a fraction of the multiplications, forward and backward.
     """
-    found: dict[str, Any] = {}
+    found: dict[int, Any] = {}
     for graph in _graphs(model):
         takers: dict[int, list[Any]] = {}
         for node in _nodes(graph):
@@ -185,7 +187,7 @@ def _pooled(model: Any) -> dict[str, Any]:
         for node in _nodes(graph):
             behind = takers.get(id(node.outputs[0]), [])
             if len(behind) == 1 and id(node.outputs[0]) not in ends and _joins(node.operation, behind[0]):
-                found[node.operation.name] = behind[0]
+                found[id(node.operation)] = behind[0]
     return found
 
 
@@ -227,7 +229,7 @@ class _Pass:
 
     def _trained(self, layer: Any, x: Any) -> Any:
         rule, x, view = RULES[type(layer)], tf.convert_to_tensor(x), layer
-        if pooling := self._network.pooled.get(layer.name):
+        if pooling := self._network.pooled.get(id(layer)):
             # The mean over a window, then the kernel at the pooling's stride: see _pooled.
             x = tf.nn.avg_pool2d(x, pooling.pool_size, 1, "VALID")
             view = ConvolutionView.of(layer, strides=tuple(pooling.strides))

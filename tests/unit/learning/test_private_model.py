@@ -10,6 +10,7 @@ from fedsec.learning.backend import keras, tf
 from fedsec.learning.private import batches as batches_module
 from fedsec.learning.private import model as model_module
 from fedsec.learning.private.batches import PoissonBatches, filled
+from fedsec.learning.private.guards import UnderWay
 from fedsec.learning.private.model import make_private
 from fedsec.privacy.accounting import SampledGaussian, epsilon_of
 
@@ -34,9 +35,8 @@ def one_step(private, rows: list[int], expected: int, noise: float = 0.25) -> li
     batches = PoissonBatches(X, Y, expected, 1)
     batches._sampler.draw = lambda: np.array(rows, dtype=np.intp)
     size = sum(one.size for one in before)
-    private._noise.draw = lambda deviation: np.full(size, noise * deviation)
-    private._prepared(expected / len(X), 1, expected)
-    private._deviation = 1.0
+    private._noise.draw = lambda deviation: np.full(size, noise * deviation / 0.5)
+    private._under_way = UnderWay(private._prepared(expected / len(X), 1, expected), 1)
     keras.Model.fit(private, batches, epochs=1, verbose=0)
     return [b - variable.numpy() for b, variable in zip(before, private.trainable_variables, strict=True)]
 
@@ -224,3 +224,130 @@ def test_randomness_is_never_that_of_numpy_or_tensorflow() -> None:
         source = Path(module.__file__).read_text(encoding="utf-8")
         assert "np.random" not in source
         assert "tf.random" not in source
+
+
+# What would let records past the mechanism.
+
+
+def test_every_step_counts_whatever_keras_puts_into_one_execution() -> None:
+    private = small()
+    private.compile(keras.optimizers.SGD(0.1), LOSS, steps_per_execution=4)
+    private.fit(X, Y, batch_size=25, epochs=2, verbose=0)
+    assert private.optimizer.iterations.numpy() == 16
+    assert private.privacy().mechanisms == (SampledGaussian(1.0, 25 / 200, 16),)
+
+
+def test_no_step_outside_a_fit() -> None:
+    private = small()
+    private.fit(X, Y, batch_size=50, verbose=0)
+    with pytest.raises(UsageError, match="train_on_batch"):
+        private.train_on_batch(X, Y, sample_weight=np.full(200, 1e4))
+    with pytest.raises((UsageError, tf.errors.OpError), match="no fit is under way"):
+        private.train_step((X, Y, np.ones(200, np.float32)))
+    assert private.privacy().mechanisms == (SampledGaussian(1.0, 50 / 200, 4),)
+
+
+def test_weights_count_a_record_once_or_not_at_all() -> None:
+    private = small()
+    private._expected = 8
+    once, often = (
+        private._sum(X[:8], Y[:8], tf.constant(weights, tf.float32)) for weights in ([1.0] * 8, [1e4] * 8)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(once, often, strict=True))
+
+
+def centred(x):
+    return x - keras.ops.mean(x, axis=0, keepdims=True)
+
+
+def from_the_batch(y, answers):
+    losses = keras.losses.sparse_categorical_crossentropy(y, answers, from_logits=True)
+    return losses * tf.cast(tf.size(y), losses.dtype)
+
+
+def for_all(y, answers):
+    return tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y, answers, from_logits=True))
+
+
+@pytest.mark.parametrize("loss", [from_the_batch, for_all])
+def test_a_loss_that_joins_records_is_refused(loss) -> None:
+    private = small()
+    private.compile("sgd", loss)
+    with pytest.raises(UsageError):
+        private.fit(X, Y, verbose=0)
+    assert not private.privacy().mechanisms
+
+
+def test_operations_that_join_records_are_refused() -> None:
+    x = keras.Input((6,))
+    private = make_private(keras.Model(x, L.Dense(2)(centred(x))), noise_multiplier=1.0)
+    private.compile("sgd", LOSS)
+    with pytest.raises(UnsupportedModelError, match="depend on the other records"):
+        private.fit(X, Y, verbose=0)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Remembering(L.Layer):
+    """Keeps a mean of what it saw, as batch normalisation does under any other name."""
+
+    def build(self, shape):
+        self.seen = self.add_weight(shape=(shape[-1],), initializer="zeros", trainable=False)
+
+    def call(self, x, training=None):
+        if training:
+            self.seen.assign(keras.ops.mean(x, axis=0))
+        return x
+
+
+def test_state_that_follows_the_records_is_put_back_and_refused() -> None:
+    model = keras.Sequential([keras.Input((6,)), Remembering(), L.Dense(2)])
+    private = make_private(model, noise_multiplier=50.0)
+    private.compile("sgd", LOSS)
+    with pytest.raises(UnsupportedModelError, match="without any noise"):
+        private.fit(X, Y, verbose=0)
+    assert not model.layers[0].seen.numpy().any()
+
+
+class Hiding(L.Layer):
+    """A layer of somebody's own with batch normalisation in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = L.BatchNormalization()
+
+    def call(self, x):
+        return self.inside(x)
+
+
+def test_batch_normalisation_is_found_inside_other_layers() -> None:
+    with pytest.raises(UnsupportedModelError, match="BatchNormalization"):
+        make_private(keras.Sequential([keras.Input((6,)), Hiding(), L.Dense(2)]), noise_multiplier=1.0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_missing_value_spoils_nothing(value: float) -> None:
+    private, spoilt = small(), X.copy()
+    spoilt[0, 0] = value
+    private.fit(spoilt, Y, batch_size=50, epochs=2, verbose=0)
+    assert all(np.isfinite(weight).all() for weight in private.get_weights())
+
+
+def test_a_pipeline_that_repeats_is_refused() -> None:
+    pipeline = tf.data.Dataset.from_tensor_slices((X, Y)).batch(50)
+    with pytest.raises(UsageError, match="repeat"):
+        small().fit(pipeline.repeat(), steps_per_epoch=4, verbose=0)
+    private = small()
+    private.fit(pipeline, epochs=2, steps_per_epoch=2, verbose=0)
+    assert private.privacy().mechanisms == (SampledGaussian(1.0, 1.0, 1),)
+
+
+def test_the_account_belongs_to_the_parameters() -> None:
+    model = keras.Sequential([keras.Input((6,)), L.Dense(2)])
+    first = make_private(model, noise_multiplier=1.0)
+    first.compile("sgd", LOSS)
+    first.fit(X, Y, batch_size=50, verbose=0)
+    for again in (make_private(model, noise_multiplier=2.0), make_private(first, noise_multiplier=3.0)):
+        assert again.privacy().mechanisms == first.privacy().mechanisms
+        again.compile("sgd", LOSS)
+        again.fit(X, Y, batch_size=50, verbose=0)
+    assert sum(one.steps for one in first.privacy().mechanisms) == 12
