@@ -27,6 +27,7 @@ from fedsec.aggregation.messages import (
     GetReceipt,
     Greeted,
     Hello,
+    MissedEvents,
     Receipt,
     Received,
     SetSignature,
@@ -81,6 +82,7 @@ class Aggregator:
             UploadList: lambda peer, message: self._statement("list", peer, message),
             SetSignature: lambda peer, message: self._statement("set", peer, message),
             Hello: lambda peer, message: (self._heard(peer, message), b""),
+            MissedEvents: lambda peer, message: (self._caught_up(peer, message), b""),
             AbortRound: self._abort,
             CollectSum: self._collect,
             FinishRound: self._finish,
@@ -160,7 +162,12 @@ class Aggregator:
             heard = self._history.heard(peer)
             found = [one for round_ in self._rounds.values() for one in round_.outgoing(peer, heard)]
             found += [one for one in self._farewells if one.peer == peer]
-            return sorted(found, key=lambda one: (one.counter, one.round_key))
+            found.sort(key=lambda one: (one.counter, one.round_key))
+            for place, one in enumerate(found):
+                # Never past a statement that is still to be said: its head would seem to be an old one.
+                if (page := self._history.page_before(one)) is not None:
+                    return [*found[:place], page]
+            return found
 
     def delivered(self, outgoing: Outgoing, reply: msgspec.Struct) -> None:
         """Note a peer's reply to something that was to be said."""
@@ -170,6 +177,8 @@ class Aggregator:
                 if reason := self._history.answered(outgoing.peer, reply):
                     for one in self._rounds.values():
                         one.stop(reason)
+            elif isinstance(outgoing.message, MissedEvents):
+                self._history.told(outgoing)
             elif (round_ := self._rounds.get(outgoing.round_key)) is not None:
                 self._history.told(outgoing)
                 round_.delivered(outgoing)
@@ -238,6 +247,11 @@ class Aggregator:
     def _heard(self, peer: Peer, message: Hello) -> Greeted:
         self._require_aggregator(peer)
         return self._history.hear(peer, message)
+
+    def _caught_up(self, peer: Peer, message: MissedEvents) -> Received:
+        self._require_aggregator(peer)
+        self._history.catch_up(peer, message)
+        return Received()
 
     def _collect(self, peer: Peer, message: CollectSum) -> tuple[SumShare, bytes]:
         return self._find(message.round).collect(peer.public_key)

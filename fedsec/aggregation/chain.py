@@ -24,7 +24,7 @@ from fedsec.aggregation.signing import DIGEST_BYTES, digest
 GENESIS = ChainHead(0, digest("chain start", b""))
 NOTHING_SEEN = Signed(b"", b"")
 MOST_MISSED = 4096
-"""Most events that one message makes up for; who is further behind must be enrolled anew."""
+"""Most events that one message makes up for; who is further behind is sent pages of so many before it."""
 
 
 def event(statement: ListStatement | SetStatement) -> bytes:
@@ -71,7 +71,18 @@ def continues(seen: ChainHead, shown: ChainHead, missed: Sequence[bytes], last: 
         missed: The events in between, and perhaps more before them.
         last: The event that the statement with ``shown`` is.
     """
-    between = shown.counter - seen.counter - 1
-    if not 0 <= between <= len(missed) <= MOST_MISSED or any(len(one) != DIGEST_BYTES for one in missed):
+    return len(missed) <= MOST_MISSED and leads_to(seen, shown, [*missed, last])
+
+
+def leads_to(seen: ChainHead, shown: ChainHead, events: Sequence[bytes]) -> bool:
+    """Tell whether a head comes after one that was seen, by the last of some events.
+
+    Args:
+        seen: The head that was seen.
+        shown: The head that is shown now.
+        events: The events up to ``shown``, all those after ``seen`` and perhaps more before them.
+    """
+    between = shown.counter - seen.counter
+    if not 0 < between <= len(events) or any(len(one) != DIGEST_BYTES for one in events):
         return False
-    return follow(seen, [*missed[len(missed) - between :], last]) == shown
+    return follow(seen, events[-between:]) == shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedsec.aggregation.messages import AbortRound, Hello, SetSignature, UploadList
+from fedsec.aggregation.messages import AbortRound, Hello, MissedEvents, SetSignature, UploadList
 from fedsec.aggregation.policy import Policy
 from fedsec.aggregation.signing import Signer, digest
 from fedsec.aggregation.store import Store
@@ -28,7 +28,7 @@ class Outgoing:
 
     peer: str
     counter: int
-    message: UploadList | SetSignature | Hello | AbortRound
+    message: UploadList | SetSignature | Hello | MissedEvents | AbortRound
     round_key: bytes
 
 

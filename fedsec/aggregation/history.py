@@ -8,9 +8,9 @@ seen with another history is remembered on both sides, also over restarts.
 
 from __future__ import annotations
 
-from fedsec.aggregation.chain import NOTHING_SEEN, contradicts, open_head
+from fedsec.aggregation.chain import MOST_MISSED, NOTHING_SEEN, contradicts, leads_to, open_head
 from fedsec.aggregation.context import Context, Outgoing
-from fedsec.aggregation.messages import ChainHead, Greeted, Hello, seal, unseal
+from fedsec.aggregation.messages import AbortRound, ChainHead, Greeted, Hello, MissedEvents, seal, unseal
 from fedsec.errors import FedsecError, PeerLostError, StateError
 from fedsec.transport import Peer
 
@@ -71,11 +71,39 @@ class History:
         signed = store.seen(peer.public_key)
         seen = open_head(signed, peer.public_key)
         # A lower number is no proof of a rollback: a greeting may come late. The peer judges by the reply.
-        if shown.counter == seen.counter and contradicts(seen, shown):
-            text = f"aggregator '{peer.name}' is behind: it showed another event {seen.counter} before"
-            with store.transaction():
-                store.set_rollback(peer.public_key, f"{text}; it must be enrolled anew, with a new key")
+        self._compare(peer, seen, shown)
         return Greeted(signed)
+
+    def catch_up(self, peer: Peer, message: MissedEvents) -> None:
+        """Take a page of a peer's history: the head that it signed for the page is now the last one seen.
+
+        Raises:
+            TrustError: The head is not signed by the peer.
+            StateError: The page does not follow from what the peer showed, or the disk does not take it.
+        """
+        store = self._context.store
+        shown = unseal(message.chain, ChainHead, peer.public_key)
+        seen = open_head(store.seen(peer.public_key), peer.public_key)
+        if reason := self._compare(peer, seen, shown):
+            raise StateError(reason)
+        # A page may come late, or again: the peer goes on with the next one.
+        if shown.counter <= seen.counter:
+            return
+        if len(message.missed) > MOST_MISSED or not leads_to(seen, shown, message.missed):
+            text = f"aggregator '{peer.name}' does not show how its event {shown.counter} follows from"
+            raise StateError(f"{text} the event {seen.counter} that it showed '{self._me}' before")
+        with store.transaction():
+            store.set_seen(peer.public_key, message.chain)
+
+    def _compare(self, peer: Peer, seen: ChainHead, shown: ChainHead) -> str:
+        """Remember a peer that has signed two heads for one event, and return the reason; empty if not."""
+        if shown.counter != seen.counter or not contradicts(seen, shown):
+            return ""
+        text = f"aggregator '{peer.name}' is behind: it showed another event {seen.counter} before"
+        reason = f"{text}; it must be enrolled anew, with a new key"
+        with self._context.store.transaction():
+            self._context.store.set_rollback(peer.public_key, reason)
+        return reason
 
     def answered(self, peer: str, reply: Greeted) -> str:
         """Take the reply to a greeting. Only what this aggregator itself has signed counts in it.
@@ -102,6 +130,19 @@ class History:
     def heard(self, peer: str) -> int:
         """Return the last event of this aggregator that a peer is known to have heard of."""
         return self._heard.get(peer, 0)
+
+    def page_before(self, outgoing: Outgoing) -> Outgoing | None:
+        """Return the page of events that a peer needs before a statement that cannot make up for all."""
+        heard = self.heard(outgoing.peer)
+        if isinstance(outgoing.message, AbortRound) or outgoing.counter - 1 - heard <= MOST_MISSED:
+            return None
+        last = heard + MOST_MISSED
+        store = self._context.store
+        if (head := store.head(last)) is None:
+            raise StateError(f"event {last} of '{self._me}' is not in its state; it must be enrolled anew")
+        chain = seal(self._context.signer, ChainHead(last, head))
+        page = MissedEvents(chain, store.events(heard, last + 1))
+        return Outgoing(outgoing.peer, last, page, outgoing.round_key)
 
     def told(self, outgoing: Outgoing) -> None:
         """Note that a peer has taken a statement."""

@@ -174,6 +174,16 @@ class Hello(msgspec.Struct, frozen=True, tag="aggregator_hello", forbid_unknown_
     chain: Signed
 
 
+class MissedEvents(msgspec.Struct, frozen=True, tag="missed_events", forbid_unknown_fields=True):
+    """Aggregator to aggregator that is far behind: a page of events, and the signed head after the last one.
+
+    Pages come before the statement that they lead to, until it can make up for the rest itself.
+    """
+
+    chain: Signed
+    missed: tuple[bytes, ...]
+
+
 class AbortRound(msgspec.Struct, frozen=True, tag="abort_round", forbid_unknown_fields=True):
     """Aggregator to aggregator: the round has ended here without a result, so waiting is in vain."""
 

@@ -20,6 +20,7 @@ from fedsec.aggregation.messages import (
     GetReceipt,
     Greeted,
     Hello,
+    MissedEvents,
     Received,
     SetSignature,
     SumShare,
@@ -121,6 +122,7 @@ class AggregatorService:
             Route(UploadList, party, self._answer),
             Route(SetSignature, party, self._answer),
             Route(Hello, party, self._answer),
+            Route(MissedEvents, party, self._answer),
             Route(AbortRound, party, self._answer),
             *self._sealed.routes(),
         ]

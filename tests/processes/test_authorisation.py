@@ -55,6 +55,7 @@ ALLOWED = {
     "sealed_start": "server", "sealed_status": "server", "fetch_state": "hospital",
     "reshare_sum": "party", "open_sealed_link": "party",
     "upload_list": "party", "set_signature": "party", "aggregator_hello": "party", "abort_round": "party",
+    "missed_events": "party",
     "share_model": "owner", "share_sealed": "owner", "forget_model": "owner",
     "serve": "owner", "stop_service": "owner",
     "read_count": "owner", "read_ledger": "owner", "read_status": "owner party", "open_link": "party",

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from aggregation_world import World, contribution, replaced
 
+from fedsec.aggregation import chain, history, statements, store
 from fedsec.aggregation.chain import GENESIS, continues, follow
 from fedsec.aggregation.messages import (
     Announce,
@@ -16,6 +17,7 @@ from fedsec.aggregation.messages import (
     Greeted,
     Hello,
     ListStatement,
+    MissedEvents,
     SetSignature,
     SetStatement,
     Signed,
@@ -23,7 +25,7 @@ from fedsec.aggregation.messages import (
     read,
     seal,
 )
-from fedsec.errors import PeerLostError, RoundAbortedError
+from fedsec.errors import PeerLostError, RoundAbortedError, StateError, TrustError
 
 
 def whole_round(world, number):
@@ -130,6 +132,110 @@ def test_events_that_a_peer_missed_are_made_up_for(world, alone):
     world.restart("agg-1")
     world.network.pump()
     assert whole_round(world, 101).included_count == 4
+
+
+PAGE = 8
+
+
+@pytest.fixture
+def small_pages(monkeypatch):
+    """Pages of a few events, so that a test need not sign thousands."""
+    for module in (chain, history, store):
+        monkeypatch.setattr(module, "MOST_MISSED", PAGE)
+    monkeypatch.setattr(statements, "OVERLAP", PAGE // 2)
+
+
+@pytest.fixture
+def told(world):
+    """Every message that an aggregator gave to another, with both names."""
+    found, ask = [], world.network.ask
+
+    def note(peer, name, message, body=b""):
+        reply = ask(peer, name, message, body)
+        found.append((peer.name, name, message))
+        return reply
+
+    world.network.ask = note
+    return found
+
+
+@pytest.mark.parametrize("restarted", [None, "agg-1", "agg-0"])
+def test_threat_29_a_gap_of_any_width_is_caught_up_with(world, small_pages, told, restarted):
+    """A server that speaks to one aggregator only must not put it out of service for ever."""
+    whole_round(world, 1)
+    rounds_that_only_one_hears_of(world, "agg-1", range(10, 10 + 4 * PAGE))
+    if restarted:
+        world.restart(restarted)
+        world.network.pump()
+    assert whole_round(world, 100).included_count == 4
+    lengths = [len(message.missed) for *_, message in told if hasattr(message, "missed")]
+    assert max(lengths) == PAGE, "one message never makes up for more"
+    pages = [message for *_, message in told if isinstance(message, MissedEvents)]
+    assert len(pages) >= 2 * 3, "three at least for each of the two that were not told"
+
+
+def test_a_page_never_goes_past_a_statement_that_is_still_to_be_said(world, small_pages):
+    """Otherwise the statement, which comes later, would seem to be a step back."""
+    first = world.announcement(round=5)
+    for name in ("agg-0", "agg-1"):
+        world.network.ask(world.server.peer, name, Announce(world.sign(first)))
+    aggregator = world.network.aggregators["agg-1"]
+    aggregator.handle(world.server.peer, CloseUploads(first.id))
+    aggregator.advance()
+    for number in range(10, 10 + 2 * PAGE):
+        later = world.announcement(round=number)
+        aggregator.handle(world.server.peer, Announce(world.sign(later)))
+        aggregator.handle(world.server.peer, CloseUploads(later.id))
+        aggregator.advance()
+    said = [(one.counter, type(one.message)) for one in aggregator.outgoing("agg-0")]
+    assert said[0] == (1, UploadList)
+    assert said[-1] == (PAGE, MissedEvents)
+
+
+def test_threat_29_a_hidden_rollback_is_noticed_page_by_page(world, tmp_path, small_pages):
+    whole_round(world, 1)
+    whole_round(world, 2)
+    shutil.copytree(world.state_of("agg-1"), tmp_path / "backup")
+    whole_round(world, 3)
+    aggregator = set_back(world, "agg-1", tmp_path / "backup")
+    aggregator._history._to_greet.clear()
+    rounds_that_only_one_hears_of(world, "agg-1", range(10, 10 + 3 * PAGE))
+    text = "'agg-1' does not show how its event 8 follows from the event 6"
+    with pytest.raises(RoundAbortedError, match=text):
+        whole_round(world, 100)
+    seen = world.network.aggregators["agg-0"]._store.seen(world.parties[1].public_key)
+    assert read(seen, ChainHead).counter == 6
+
+
+def test_a_page_counts_only_from_where_the_peer_was_seen_and_under_its_own_signature(world, small_pages):
+    whole_round(world, 1)
+    aggregator, (_, peer, other) = world.network.aggregators["agg-0"], world.parties
+    seen = read(aggregator._store.seen(peer.public_key), ChainHead)
+    events = [bytes([number]) * 32 for number in range(PAGE + 1)]
+
+    def page(events, head=None, signer=peer, since=seen):
+        return MissedEvents(seal(signer, head or follow(since, events)), tuple(events))
+
+    with pytest.raises(TrustError):
+        aggregator.handle(peer.peer, page(events[:3], signer=other))
+    for refused in (
+        page(events),
+        page(events[:3], since=GENESIS, head=follow(GENESIS, events[:3])),
+        page([], head=ChainHead(seen.counter + 1, bytes(32))),
+        page(events[:2], head=follow(seen, events[:3])),
+        page([*events[:2], events[2][:31]]),
+    ):
+        with pytest.raises(StateError, match="does not show how its event"):
+            aggregator.handle(peer.peer, refused)
+    assert read(aggregator._store.seen(peer.public_key), ChainHead) == seen
+    for _ in range(2):
+        aggregator.handle(peer.peer, page(events[:3]))
+        aggregator.handle(peer.peer, page([], head=seen))
+        assert read(aggregator._store.seen(peer.public_key), ChainHead) == follow(seen, events[:3])
+    assert aggregator._store.rollbacks() == {}
+    with pytest.raises(StateError, match="'agg-1' is behind: it showed another event 5 before"):
+        aggregator.handle(peer.peer, page(events[3:6]))
+    assert list(aggregator._store.rollbacks()) == [peer.public_key]
 
 
 def test_a_head_counts_only_with_the_events_that_lead_to_it():
