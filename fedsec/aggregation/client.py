@@ -19,7 +19,7 @@ from fedsec.aggregation.receipt_asking import ask_receipt
 from fedsec.aggregation.receipt_file import ReceiptFile, Receipts
 from fedsec.aggregation.receipts import InclusionReceipt, check_acknowledgement, check_receipt
 from fedsec.aggregation.sealed.model import fetch_model, model_tag
-from fedsec.aggregation.sealed.terms import decode_model
+from fedsec.aggregation.sealed.terms import decode_model, origin_of
 from fedsec.aggregation.signing import Signer
 from fedsec.aggregation.tags import UpdateTag
 from fedsec.aggregation.trust import TrustFile
@@ -114,8 +114,8 @@ class HospitalClient:
             The announcement, for :meth:`submit`.
 
         Raises:
-            TrustError: Names what differs from the trust file, or proves that the server signed two
-                announcements for one round. Nothing was sent.
+            TrustError: Names what differs from the trust file or from the session's first sealed round, or
+                proves that the server signed two announcements for one round. Nothing was sent.
             ProtocolError: The bytes are no valid announcement.
         """
         announcement = self._trust.check(payload, signature, arrays, config)
@@ -126,6 +126,8 @@ class HospitalClient:
         ):
             text = "this model was evaluated here before, under another round id; nothing was sent"
             raise TrustError(f"{text}: two sums that differ by one hospital would open its metrics")
+        if announcement.sealed is not None:
+            self._state.require_origin(announcement.session, origin_of(announcement))
         self._state.accept(announcement.id, announcement.digest, Signed(payload, signature))
         self._deadline = (announcement.digest, Deadline.after(announcement.upload_seconds))
         return announcement

@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS uploads (
   session BLOB NOT NULL, position INTEGER NOT NULL, digest BLOB NOT NULL, upload_id BLOB NOT NULL,
   header_digest BLOB NOT NULL, tag BLOB NOT NULL UNIQUE, receipt INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (session, position)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS origins (session BLOB PRIMARY KEY, origin BLOB NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -97,6 +98,30 @@ class HospitalState:
         (last,) = self._db.execute(query, (round_id.session,)).fetchone()
         if last is not None and round_id.position < last:
             raise TrustError(f"{round_id} is not above the last round this hospital took part in")
+
+    def require_origin(self, session: bytes, origin: bytes) -> None:
+        """Keep the initial parameters of a session's first sealed round; refuse those of a later one.
+
+        Args:
+            session: The session.
+            origin: What :func:`fedsec.aggregation.sealed.terms.origin_of` makes of an announcement.
+
+        Raises:
+            TrustError: They are others than in the session's first sealed round here. Nothing was sent.
+        """
+        query = "SELECT origin FROM origins WHERE session=?"
+        with _errors():
+            known = self._db.execute(query, (session,)).fetchone()
+        if known is None:
+            with self._transaction():
+                self._db.execute("INSERT OR IGNORE INTO origins VALUES (?, ?)", (session, origin))
+                known = self._db.execute(query, (session,)).fetchone()
+        if known != (origin,):
+            raise TrustError(
+                f"session {session.hex()[:8]} began from other initial parameters, clips or fraction bits "
+                "than this round announces; nothing was sent. With others in each round a server could read "
+                "the sealed model off who refuses it"
+            )
 
     def announcements(self, session: bytes) -> list[Signed]:
         """Return what was accepted of a session, the latest exchange first."""

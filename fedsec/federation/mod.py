@@ -122,10 +122,8 @@ class SecureAggregationMod:
         )
         order.check(announcement)
         _check_receipts(client, Deadline.after(RECEIPT_S), announcement.id)
-        if announcement.sealed is not None:
-            if announcement.phase == "train":
-                self._sealed[path] = (announcement, order)
-            order = order.about(client.sealed_model(announcement, list(order.arrays.values())))
+        if announcement.sealed is not None and announcement.phase == "train":
+            self._sealed[path] = (announcement, order)
         return _Task(path, client, order, announcement)
 
     def _client(self, path: Path) -> HospitalClient:
@@ -194,14 +192,23 @@ class _Task:
 
     def run(self, message: Message, context: Context, call_next: ClientAppCallable) -> bytes:
         """Train or evaluate, share what came out and return the upload id."""
-        reply = call_next(self._plain(message), context)
-        result = Result.read(reply, self.order, self.announcement)
-        base = list(self.order.arrays.values()) if self.announcement.phase == "train" else None
+        order = self._to_train()
+        reply = call_next(self._plain(message, order), context)
+        result = Result.read(reply, order, self.announcement)
+        base = list(order.arrays.values()) if self.announcement.phase == "train" else None
         return self.client.submit(
             self.announcement, result.trained, result.num_examples, result.metrics, base=base, saturate=True
         )
 
-    def _plain(self, message: Message) -> Message:
+    def _to_train(self) -> Order:
+        """Return the order with the model that it is about, which a sealed round's message does not have."""
+        if self.announcement.sealed is None:
+            return self.order
+        # Not among the checks before: why a hospital does not take a model that the server must not know
+        # would be something about that model.
+        return self.order.about(self.client.sealed_model(self.announcement, list(self.order.arrays.values())))
+
+    def _plain(self, message: Message, order: Order) -> Message:
         """Return the message as training code may see it: with nothing that is not announced to all."""
         came = message.metadata
         metadata = Metadata(
@@ -220,7 +227,7 @@ class _Task:
         metadata.delivered_at = ""
         # Flower's constructors know no message with given metadata, but from a task of this process.
         plain = copy.copy(message)
-        plain.__dict__.update(_metadata=metadata, _content=self.order.content)
+        plain.__dict__.update(_metadata=metadata, _content=order.content)
         return plain
 
 

@@ -12,10 +12,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from fedsec.aggregation.announcement import members
+from fedsec.aggregation.announcement import array_digest, members, sign_announcement
 from fedsec.aggregation.encoding import encode_update
 from fedsec.aggregation.links import TlsLinks
-from fedsec.aggregation.sealed.messages import FetchState, OpenSealedLink, SealedLinkOpened, StateShare
+from fedsec.aggregation.messages import Announce, Announced, Received, Signed
+from fedsec.aggregation.sealed.messages import (
+    FetchState,
+    OpenSealedLink,
+    SealedLinkOpened,
+    SealedStart,
+    StateShare,
+)
 from fedsec.aggregation.sealed.state import SealedStates
 from fedsec.aggregation.sealed.terms import Sealed, decode_model
 from fedsec.aggregation.trust import TrustFile
@@ -240,6 +247,81 @@ def test_rounds_that_do_not_fit_what_a_party_holds_or_knows_are_refused(fresh):
     other = [one + 1 for one in fresh.model]
     with pytest.raises(ProtocolError, match="initial array 'a0'"):
         fresh.collector.announce(fresh.announcement(1), Deadline.after(10), other)
+
+
+def other_model(here):
+    """An announcement's fields for initial parameters that differ in one element."""
+    other = [one.copy() for one in here.model]
+    other[1][3] += 0.125
+    return {"array_digests": tuple(array_digest(one) for one in other)}, other
+
+
+def test_parties_refuse_rounds_of_a_session_with_other_initial_parameters(fresh):
+    digests, other = other_model(fresh)
+    assert fresh.round(1, 0).state == 1
+    specs = fresh.announcement().arrays
+    for fields in (digests, {"arrays": (msgspec.structs.replace(specs[0], clip=0.5), specs[1])}):
+        with pytest.raises(TrustError, match="describes other initial parameters"):
+            fresh.open(fresh.announcement(2, 1, **fields))
+    # Nor does it begin anew from others while a state of it is there.
+    with pytest.raises(TrustError, match="describes other initial parameters"):
+        fresh.collector.announce(fresh.announcement(3, **digests), Deadline.after(10), other)
+    assert numbers(fresh) == everywhere(fresh, 0, 1)
+    assert fresh.round(4, 1).state == 4
+
+
+def test_of_two_rounds_side_by_side_with_different_initial_parameters_one_begins(fresh):
+    digests, other = other_model(fresh)
+    first, second = fresh.announcement(1), fresh.announcement(2, **digests)
+    # Announced before either has given the parties its initial parameters.
+    signed = Signed(first.encode(), sign_announcement(first, fresh.server))
+    for party in fresh.cluster.parties:
+        fresh.collector._links.call(party.name, Announce(signed), Announced, deadline=Deadline.after(10))
+    fresh.collector.announce(second, Deadline.after(10), other)
+
+    with pytest.raises(TrustError, match="describes other initial parameters"):
+        fresh.open(first)
+    # A state that was exchanged after a round had been announced is no base of it.
+    fresh.take_part(first, signed)
+    assert "another model by now" in fresh.collect(first).not_sealed
+    assert numbers(fresh) == everywhere(fresh, 0)
+
+
+def test_initial_parameters_are_taken_for_an_open_first_round_only(fresh):
+    def start(announcement):
+        body = b"".join(one.astype("<f4").tobytes() for one in fresh.model)
+        options = {"body": body, "deadline": Deadline.after(10)}
+        fresh.collector._links.call("party-0", SealedStart(announcement.id), Received, **options)
+
+    first = fresh.announcement(1)
+    signed = fresh.open(first)
+    path = fresh.state("party-0") / "sealed" / fresh.session.hex() / "0.state"
+    before = path.stat().st_ino
+    start(first)
+    assert path.stat().st_ino == before, "a computation may read it: the same is not written again"
+    fresh.take_part(first, signed)
+    assert fresh.collect(first).state == 1
+    with pytest.raises(ProtocolError, match="takes no initial parameters"):
+        start(first)
+    second = fresh.announcement(2, 1)
+    fresh.open(second)
+    with pytest.raises(ProtocolError, match="takes no initial parameters"):
+        start(second)
+    assert numbers(fresh) == everywhere(fresh, 1)
+
+
+def test_a_hospital_that_comes_late_hears_from_the_parties_what_a_session_began_from(fresh):
+    roster = members({name: fresh.cluster.hospitals[name] for name in sorted(fresh.cluster.hospitals)})
+    announcement = fresh.announcement(1, 0, roster=roster)
+    fresh.take_part(announcement, fresh.open(announcement), seeds=[0, 1])
+    assert fresh.collect(announcement).state == 1
+    # The parties refuse such an announcement; the server sends it to a hospital all the same.
+    digests, other = other_model(fresh)
+    forged = fresh.announcement(2, 1, **digests)
+    late = fresh.clients[2]
+    accepted = late.accept(forged.encode(), sign_announcement(forged, fresh.server), other, CONFIG)
+    with pytest.raises(TrustError, match="began from other initial parameters than the announced ones"):
+        late.sealed_model(accepted, other)
 
 
 def test_a_hospital_refuses_what_its_trust_file_does_not_allow(fresh):

@@ -21,7 +21,7 @@ from fedsec.aggregation.sealed.links import SealedLinks
 from fedsec.aggregation.sealed.messages import Reshare
 from fedsec.aggregation.sealed.plan import change_of, plan_division
 from fedsec.aggregation.sealed.state import SealedState, SealedStates
-from fedsec.aggregation.sealed.terms import Sealed
+from fedsec.aggregation.sealed.terms import Sealed, origin_of
 from fedsec.aggregation.signing import digest
 from fedsec.aggregation.store import State
 from fedsec.errors import FedsecError, ProtocolError
@@ -175,6 +175,9 @@ class StateMaker:
             )
         division = plan_division(announcement.encoding, announcement.arrays, weight, sealed.fraction_bits)
         base = self._states.read(announcement.session, sealed.base)
+        if base.origin != origin_of(announcement):
+            # It was the right one when the round was announced; a round beside this one has begun anew.
+            raise ProtocolError(f"the base state of {announcement.id} is another model by now")
         terms = digest("sealed session", round_.key, round_.digest, weight.to_bytes(8, "big"))
         previous, following = links.link_up(announcement.id, deadline)
         with closing(previous), closing(following), self._interruptible(previous, following):
@@ -262,4 +265,5 @@ def state_of(announcement: Announcement, number: int, share: RepShare) -> Sealed
         closed=sealed.keep_closed and number > 0,
         roster=announcement.roster,
         serves=sealed.serves if number else b"",
+        origin=origin_of(announcement),
     )

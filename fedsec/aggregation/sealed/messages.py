@@ -55,6 +55,10 @@ class FetchState(msgspec.Struct, frozen=True, tag="fetch_state", forbid_unknown_
 
 
 class StateShare(msgspec.Struct, frozen=True, tag="state_share", forbid_unknown_fields=True):
-    """Reply. The body is component i of party i (little-endian 64-bit words); the three add up."""
+    """Reply. The body is component i of party i (little-endian 64-bit words); the three add up.
+
+    ``origin`` names the initial parameters that the state was made from; hospitals compare it.
+    """
 
     fraction_bits: int
+    origin: bytes

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from fedsec.aggregation.announcement import Announcement
 from fedsec.aggregation.links import Links
 from fedsec.aggregation.sealed.messages import FetchState, StateShare
-from fedsec.aggregation.sealed.terms import Sealed, encode_model
-from fedsec.errors import ProtocolError, UsageError
+from fedsec.aggregation.sealed.terms import Sealed, encode_model, origin_of
+from fedsec.errors import ProtocolError, TrustError, UsageError
 from fedsec.ring import RING64, RingArray, signed
 from fedsec.transport import Deadline
 
@@ -41,19 +41,24 @@ def fetch_model(
     Raises:
         ProtocolError: A party has no such state, or what came is farther from the initial parameters than
             that many rounds can bring it: a party or a client has left the protocol.
-        TrustError: A party refuses.
+        TrustError: A party refuses, or its state was made from other initial parameters than announced.
         PeerLostError: A party cannot be reached; it is named.
     """
     sealed = _sealed_of(announcement)
     initial = encode_model(arrays, sealed.fraction_bits)
     if number == 0:
         return initial
-    total = np.zeros_like(initial)
+    total, origin = np.zeros_like(initial), origin_of(announcement)
     message = FetchState(announcement.session, number)
     for name in sealed.parties:
         reply, body = links.call(name, message, StateShare, deadline=deadline, max_body_bytes=initial.nbytes)
         if len(body) != initial.nbytes or reply.fraction_bits != sealed.fraction_bits:
             raise ProtocolError(f"'{name}' sent a share of another model than the announced one")
+        if reply.origin != origin:
+            # Before anything is compared: a state's distance from parameters of the server's choice tells it.
+            raise TrustError(
+                f"the sealed model at '{name}' began from other initial parameters than the announced ones"
+            )
         total += np.frombuffer(body, dtype=RING64.dtype)
     _check_distance(announcement, number, initial, total)
     return total

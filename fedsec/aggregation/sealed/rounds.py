@@ -30,7 +30,8 @@ from fedsec.aggregation.sealed.messages import (
     StateShare,
 )
 from fedsec.aggregation.sealed.state import SealedStates
-from fedsec.aggregation.sealed.terms import arrays_bytes, arrays_from, encode_model
+from fedsec.aggregation.sealed.terms import arrays_bytes, arrays_from, encode_model, origin_of
+from fedsec.aggregation.store import State
 from fedsec.errors import ProtocolError, TrustError
 from fedsec.sharing.replicated import PARTIES, RepShare
 from fedsec.transport import Deadline, Endpoint, Identity, Meter, Role
@@ -85,8 +86,9 @@ class SealedRounds:
         """Check that this party can take part in a round before it is opened here.
 
         Raises:
-            TrustError: It names other computing parties than the cluster file.
-            ProtocolError: This party does not hold the state that the round begins from, or it is closed.
+            TrustError: It names other computing parties than the cluster file, begins from a closed state,
+                or describes other initial parameters than the session's states here were made from.
+            ProtocolError: This party does not hold the state that the round begins from.
         """
         announcement = decode_announcement(message.announcement.payload)
         sealed = announcement.sealed
@@ -97,12 +99,11 @@ class SealedRounds:
                 f"the announced computing parties are not the first three of the cluster file of "
                 f"'{self._identity.name}': {', '.join(self._computing)}"
             )
-        if self._links is not None and sealed.base:
-            state = self.states.read(announcement.session, sealed.base)
-            if state.closed:
-                raise TrustError(f"{announcement.id} begins from a state that is closed for ever")
-            if (state.arrays, state.fraction_bits) != (announcement.arrays, sealed.fraction_bits):
-                raise ProtocolError(f"{announcement.id} describes another model than its base state")
+        if self._links is None:
+            return
+        self._require_origin(announcement)
+        if sealed.base and self.states.read(announcement.session, sealed.base).closed:
+            raise TrustError(f"{announcement.id} begins from a state that is closed for ever")
 
     def announced(self, message: Announce) -> None:
         """Erase the states that a new round has left behind: those of updates that were thrown away, too."""
@@ -111,20 +112,27 @@ class SealedRounds:
             session, base = announcement.session, announcement.sealed.base
             # Its own number, too: the same announcement may come again when its state is there. The closed
             # one ends its session, and may be served.
-            closed = [n for n in self.states.numbers(session) if self.states.read(session, n).closed]
+            closed = [n for n in self.states.numbers(session) if self.states.header(session, n).closed]
             self.states.keep(session, {base, announcement.round, *closed})
 
     # Requests.
 
     def _start(self, call: Call) -> Reply:
-        announcement = self._announcement(call.message.round)
+        round_ = self._find(call.message.round)
+        announcement = round_.announcement
         sealed = require_sealed(announcement)
+        if sealed.base or announcement.phase != "train" or round_.state is not State.OPEN:
+            raise ProtocolError(f"{announcement.id} takes no initial parameters, or not any more")
         arrays = arrays_from(call.body.read(), announcement.arrays)
         for spec, expected, array in zip(
             announcement.arrays, announcement.array_digests, arrays, strict=True
         ):
             if array_digest(array) != expected:
                 raise ProtocolError(f"the initial array '{spec.name}' is not the announced one")
+        self._require_origin(announcement)
+        if 0 in self.states.numbers(announcement.session):
+            # From the same origin it is the same; a computation may read it just now.
+            return Reply(Received())
         words = encode_model(arrays, sealed.fraction_bits)
         nothing = np.zeros_like(words)
         share = RepShare(nothing, nothing, sealed.fraction_bits).add_public(self.maker.id, words)
@@ -173,9 +181,19 @@ class SealedRounds:
             raise TrustError(f"'{call.peer.name}' is not in the roster of that sealed model")
         if state.closed:
             raise TrustError("that state is closed: it is opened to nobody, predictions come from its shares")
-        return Reply(StateShare(state.fraction_bits), state.share.own.astype("<u8", copy=False).data)
+        reply = StateShare(state.fraction_bits, state.origin)
+        return Reply(reply, state.share.own.astype("<u8", copy=False).data)
 
     # Helpers.
+
+    def _require_origin(self, announcement: Announcement) -> None:
+        """Refuse other initial parameters than those that the states of the session were made from."""
+        session, origin = announcement.session, origin_of(announcement)
+        if any(self.states.header(session, n).origin != origin for n in self.states.numbers(session)):
+            raise TrustError(
+                f"{announcement.id} describes other initial parameters, clips or fraction bits than the "
+                "rounds of this session before it; the round is refused"
+            )
 
     def _announcement(self, round_id: RoundId) -> Announcement:
         return self._find(round_id).announcement

@@ -17,6 +17,7 @@ import os
 import secrets
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 import msgspec
@@ -32,7 +33,7 @@ from fedsec.transport.decoding import MALFORMED, decode_as
 
 FOLDER = "sealed"
 MOST_SESSIONS = 64
-_MAGIC = b"fedsec sealed state 1\0\0\0"
+_MAGIC = b"fedsec sealed state 2\0\0\0"
 _MOST_HEADER = 1 << 22
 _SUFFIX = ".state"
 _Read = Callable[[int], bytes]
@@ -54,6 +55,7 @@ class SealedState:
         roster: The hospitals of the session, who may fetch it while it is not closed.
         serves: The digest of the one plan, with where its parameters come from, under which a closed state is
             served (``fedsec.nn.sealed.serving_digest``), as announced; empty for none.
+        origin: The initial parameters that it was made from (``fedsec.aggregation.sealed.terms.origin_of``).
     """
 
     session: bytes
@@ -64,13 +66,16 @@ class SealedState:
     closed: bool = False
     roster: tuple[Member, ...] = ()
     serves: bytes = b""
+    origin: bytes = b""
 
     def __repr__(self) -> str:
         kind = "closed" if self.closed else "open to hospitals"
         return f"SealedState({self.session.hex()[:8]}, number={self.number}, {self.share.size} words, {kind})"
 
 
-class _Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class StateHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a state's file says before its words; the fields are those of :class:`SealedState`."""
+
     session: bytes
     number: int
     words: int
@@ -79,6 +84,7 @@ class _Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     closed: bool
     roster: tuple[Member, ...]
     serves: bytes
+    origin: bytes
 
 
 class SealedStates:
@@ -121,9 +127,7 @@ class SealedStates:
             StateError: The file is damaged or cannot be read.
         """
         path = self._path(session, number)
-        if not path.is_file():
-            raise ProtocolError(f"there is no sealed state {number} of session {session.hex()[:8]} here")
-        with _disk_errors(), path.open("rb") as file:
+        with self._opened(session, number) as file:
             size = os.fstat(file.fileno()).st_size
             digest = hashlib.sha256()
             header = _read_header(file.read, size, digest.update)
@@ -141,7 +145,21 @@ class SealedStates:
             header.closed,
             header.roster,
             header.serves,
+            header.origin,
         )
+
+    def header(self, session: bytes, number: int) -> StateHeader:
+        """Read what a state's file says of it, and not its words: whether these are whole is not checked.
+
+        Raises:
+            ProtocolError: There is none with that number here.
+            StateError: The file is damaged or cannot be read.
+        """
+        with self._opened(session, number) as file:
+            header = _read_header(file.read, os.fstat(file.fileno()).st_size, _deaf)
+        if (header.session, header.number) != (session, number):
+            raise StateError(f"state {number} of session {session.hex()[:8]} is another one: it is not used")
+        return header
 
     def numbers(self, session: bytes) -> tuple[int, ...]:
         """Return the numbers of the states of a session, ascending."""
@@ -166,6 +184,14 @@ class SealedStates:
                 if path not in kept:
                     path.unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def _opened(self, session: bytes, number: int) -> Iterator[BufferedReader]:
+        path = self._path(session, number)
+        if not path.is_file():
+            raise ProtocolError(f"there is no sealed state {number} of session {session.hex()[:8]} here")
+        with _disk_errors(), path.open("rb") as file:
+            yield file
+
     def _folder(self, session: bytes) -> Path:
         if len(session) != SESSION_BYTES:
             raise ProtocolError(f"a session id has {SESSION_BYTES} bytes, got {len(session)}")
@@ -177,7 +203,7 @@ class SealedStates:
 
 def _write(path: Path, state: SealedState) -> None:
     header = msgspec.msgpack.encode(
-        _Header(
+        StateHeader(
             state.session,
             state.number,
             state.share.size,
@@ -186,6 +212,7 @@ def _write(path: Path, state: SealedState) -> None:
             state.closed,
             state.roster,
             state.serves,
+            state.origin,
         )
     )
     digest = hashlib.sha256()
@@ -206,14 +233,14 @@ def _bytes_of(share: RepShare) -> tuple[memoryview, memoryview]:
     return first, second
 
 
-def _read_header(read: _Read, size: int, hear: _Hear) -> _Header:
+def _read_header(read: _Read, size: int, hear: _Hear) -> StateHeader:
     start = read(len(_MAGIC) + 4)
     length = int.from_bytes(start[len(_MAGIC) :], "big")
     if start[: len(_MAGIC)] != _MAGIC or length > min(_MOST_HEADER, size):
         raise StateError("a file of the sealed model has another format; it is not used")
     encoded = read(length)
     try:
-        header = decode_as(encoded, _Header)
+        header = decode_as(encoded, StateHeader)
     except MALFORMED:
         raise StateError("the header of a sealed state is damaged; it is not used") from None
     expected = len(start) + length + 2 * header.words * RING64.element_bytes + DIGEST_BYTES
@@ -234,6 +261,10 @@ def _read_words(read_into: _ReadInto, words: int, hear: _Hear) -> RingArray:
             raise StateError("a sealed state ended early: it is damaged")
         hear(view)
     return array
+
+
+def _deaf(_: Buffer) -> None:
+    """Hash nothing."""
 
 
 def _is_session(name: str) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsec.aggregation.encoding import ArraySpec, Floats
-from fedsec.aggregation.signing import DIGEST_BYTES
+from fedsec.aggregation.signing import DIGEST_BYTES, digest
 from fedsec.errors import InputError, RangeError
 from fedsec.ring import RING64, RingArray, signed
 from fedsec.sharing.replicated import PARTIES
@@ -33,6 +33,7 @@ __all__ = [
     "arrays_from",
     "decode_model",
     "encode_model",
+    "origin_of",
     "sealed_faults",
 ]
 
@@ -62,6 +63,18 @@ class Sealed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     base: int
     keep_closed: bool
     serves: bytes = b""
+
+
+def origin_of(announcement: Announcement) -> bytes:
+    """Return the digest of the initial parameters of a sealed model, with their clips and fraction bits.
+
+    All rounds of a session have one origin. How far a state is from the initial parameters is checked by
+    hospitals, whose refusal the server sees: with others in each announcement it could read the state off.
+    """
+    sealed = announcement.sealed
+    fraction_bits = 0 if sealed is None else sealed.fraction_bits
+    described = (announcement.arrays, announcement.array_digests, fraction_bits)
+    return digest("sealed origin", announcement.session, msgspec.msgpack.encode(described))
 
 
 def sealed_faults(announcement: Announcement) -> list[tuple[bool, str]]:

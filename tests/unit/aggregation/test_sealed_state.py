@@ -32,7 +32,7 @@ def state(number: int = 4, **fields: object) -> SealedState:
 
 @pytest.mark.parametrize("closed", [True, False])
 def test_what_was_written_is_read_back_whole(tmp_path: Path, closed: bool) -> None:
-    written = state(closed=closed, roster=(Member("h0", bytes(32)),))
+    written = state(closed=closed, roster=(Member("h0", bytes(32)),), serves=b"s" * 32, origin=b"o" * 32)
     SealedStates(tmp_path).write(written)
 
     read = SealedStates(tmp_path).read(SESSION, 4)
@@ -40,8 +40,24 @@ def test_what_was_written_is_read_back_whole(tmp_path: Path, closed: bool) -> No
     np.testing.assert_array_equal(read.share.own, written.share.own)
     np.testing.assert_array_equal(read.share.next, written.share.next)
     assert read.share.fraction_bits == 24
-    for name in ("session", "number", "arrays", "fraction_bits", "closed", "roster"):
-        assert getattr(read, name) == getattr(written, name)
+    header = SealedStates(tmp_path).header(SESSION, 4)
+    assert header.words == 17
+    for name in ("session", "number", "arrays", "fraction_bits", "closed", "roster", "serves", "origin"):
+        assert getattr(read, name) == getattr(written, name) == getattr(header, name)
+
+
+def test_a_header_is_that_of_its_file_and_of_its_size(tmp_path: Path) -> None:
+    states = SealedStates(tmp_path)
+    states.write(state())
+    path = tmp_path / "sealed" / SESSION.hex() / "4.state"
+    with pytest.raises(ProtocolError, match="no sealed state 5"):
+        states.header(SESSION, 5)
+    path.with_name("5.state").write_bytes(path.read_bytes())
+    with pytest.raises(StateError, match="another one"):
+        states.header(SESSION, 5)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StateError, match="damaged"):
+        states.header(SESSION, 4)
 
 
 def test_files_and_folders_are_the_owners_alone(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
+from fedsec.aggregation.client import HospitalClient
 from fedsec.aggregation.trust import TrustFile
-from fedsec.errors import TrustError, UsageError
+from fedsec.errors import FedsecError, PeerLostError, ProtocolError, TrustError, UsageError
 from fedsec.federation.mod import SecureAggregationMod
 from fedsec.federation.plan import RoundPlan
 from fedsec.federation.records import STORED
@@ -170,3 +171,23 @@ def test_a_hospital_that_does_not_admit_it_trains_nothing(site: Site, mod: Secur
     assert given.seen == []
     assert done.rounds[0].statuses == {"trust": 5}
     assert "minimum cohort" in done.rounds[0].aborted
+
+
+@pytest.mark.parametrize("error", [TrustError, ProtocolError, PeerLostError, UsageError])
+def test_why_a_hospital_does_not_take_a_sealed_model_is_not_told(
+    sealed_site: Site,
+    mod: SecureAggregationMod,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[FedsecError],
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error("the sealed model is farther from the initial one than it can be")
+
+    monkeypatch.setattr(HospitalClient, "sealed_model", refuse)
+    given = Given()
+
+    done = secured(sealed_site, mod, FedAvg(), given, plan=plan("hospitals"), seed=next(_seeds), rounds=1)
+
+    assert given.seen == []
+    # What a hospital answers whose training failed.
+    assert [one.statuses for one in done.rounds if one.phase == "train"] == [{FedsecError.code: 5}]
