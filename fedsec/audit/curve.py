@@ -32,9 +32,11 @@ class Rate:
     def of(cls, successes: int, trials: int) -> Rate:
         """Return the rate of ``successes`` in ``trials``, at least 1."""
         tail = (1 - CONFIDENCE) / 2
-        low = stats.beta.ppf(tail, successes, trials - successes + 1) if successes else 0.0
-        high = stats.beta.ppf(1 - tail, successes + 1, trials - successes) if successes < trials else 1.0
-        return cls(successes / trials, float(low), float(high))
+        return cls(
+            successes / trials,
+            _lowest(successes, trials, tail),
+            1 - _lowest(trials - successes, trials, tail),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class Attack:
 
     Attributes:
         area: Under the curve of true over false positives, with a 95 % interval (Hanley and McNeil 1982).
-        at_one_percent: True positive rate at a false positive rate of at most 1 %.
+        at_one_percent: True positive rate at a false positive rate of at most 1 %; its interval holds
+            the chance in the threshold as well.
         at_one_permille: The same at 0.1 %.
         members: How many members were scored.
         others: How many others.
@@ -88,7 +91,24 @@ def _area(members: Scores, others: Scores) -> Rate:
     return Rate(area, max(0.0, area - half), min(1.0, area + half))
 
 
+def _lowest(successes: int, trials: int, tail: float) -> float:
+    """Return the smallest rate under which so many successes have at least the probability ``tail``."""
+    return float(stats.beta.ppf(tail, successes, trials - successes + 1)) if successes else 0.0
+
+
 def _true_positives(members: Scores, others: Scores, allowed: float) -> Rate:
-    """Return the share of members above the threshold that at most ``allowed`` of the others pass."""
-    threshold = np.sort(others)[::-1][int(allowed * len(others))]
-    return Rate.of(int(np.sum(members > threshold)), len(members))
+    """Return the share of members above the threshold that at most ``allowed`` of the others pass.
+
+    The threshold is an estimate, too: how many of these others pass the true one is binomial. Half of the
+    error goes to that, half to the members, on either side.
+    """
+    n, m, tail = len(others), len(members), (1 - CONFIDENCE) / 4
+    descending = np.sort(others)[::-1]
+
+    def above(passing: int) -> int:
+        """Count the members above the threshold that so many of the others pass."""
+        return int(np.sum(members > descending[passing])) if passing < n else m
+
+    fewest, most = (int(stats.binom.ppf(part, n, allowed)) for part in (tail, 1 - tail))
+    low = _lowest(above(fewest - 1), m, tail) if fewest else 0.0
+    return Rate(above(int(allowed * n)) / m, low, 1 - _lowest(m - above(most), m, tail))

@@ -24,6 +24,20 @@ def test_scores_of_two_normal_distributions() -> None:
         assert rate.value == pytest.approx(stats.norm.sf(stats.norm.isf(allowed) - 1.0), rel=0.25)
 
 
+@pytest.mark.parametrize("lift", [0.0, 1.0])
+def test_intervals_hold_the_true_rate_as_often_as_they_say(lift: float) -> None:
+    """With many members and few others the chance is in the threshold: 19 of 20 intervals hold the truth."""
+    random, inside = np.random.default_rng(3), np.zeros(2)
+    for _ in range(200):
+        attack = Attack.of(random.normal(lift, 1, 20_000), random.normal(0, 1, 1500))
+        for place, (rate, allowed) in enumerate(
+            ((attack.at_one_percent, 0.01), (attack.at_one_permille, 0.001))
+        ):
+            inside[place] += rate.low <= stats.norm.sf(stats.norm.isf(allowed) - lift) <= rate.high
+    # Three standard deviations below 95 %.
+    assert (inside >= 200 * 0.95 - 3 * np.sqrt(200 * 0.95 * 0.05)).all()
+
+
 def test_scores_that_tell_nothing() -> None:
     random = np.random.default_rng(2)
     attack = Attack.of(random.normal(size=3000), random.normal(size=3000))
