@@ -8,7 +8,7 @@ from __future__ import annotations
 from fedsec.learning import quiet
 
 quiet.set_environment()
-with quiet.without_notices():
+with quiet.without_notices(), quiet.without_signals():
     import keras
     import tensorflow as tf
 

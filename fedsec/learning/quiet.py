@@ -1,4 +1,4 @@
-"""TensorFlow's start-up notices, kept off stderr.
+"""TensorFlow's start-up: its notices kept off stderr, and signals kept out of it.
 
 Some are written by native code before it reads any log level, straight to file descriptor 2.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -40,3 +41,17 @@ def without_notices() -> Iterator[None]:
             held.seek(0)
             lines = [line for line in held if not line.startswith(_NOISE)]
             os.write(2, b"".join(lines))
+
+
+@contextlib.contextmanager
+def without_signals() -> Iterator[None]:
+    """Let signals to this thread wait until the end.
+
+    Where a handler raises, as ours for Ctrl-C does, the exception may come up inside native start-up code that
+    lets none through: the process would abort instead of stopping what it had started.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGALRM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

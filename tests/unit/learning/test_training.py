@@ -126,3 +126,25 @@ def test_only_known_notices_are_held_back(capfd: pytest.CaptureFixture[str]) -> 
         os.write(2, b"I0000 00:00:1 chatter\nE0000 a real problem\n")
 
     assert capfd.readouterr().err == "E0000 a real problem\n"
+
+
+def test_a_signal_while_tensorflow_starts_waits_until_it_has() -> None:
+    """A handler that raises inside native start-up code would end the process by abort."""
+    code = (
+        "import os, signal\n"
+        "from fedsec.learning import quiet\n"
+        "class Stop(BaseException): pass\n"
+        "def stop(number, frame): raise Stop\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "inside = False\n"
+        "try:\n"
+        "    with quiet.without_signals():\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        inside = True\n"
+        "except Stop:\n"
+        "    print('stopped after', inside)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "stopped after True\n"
