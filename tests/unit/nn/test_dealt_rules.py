@@ -64,13 +64,13 @@ def test_threat_08_material_is_taken_from_the_queue_before_a_byte_is_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     left: dict[int, list[int]] = {0: [], 1: [], 2: []}
-    exchange = Party.exchange
+    swap = Party.swap
     engines: dict[int, DealtEngine] = {}
 
-    def watched(party: Party, sends: Any, receives: Any) -> Any:
+    def watched(party: Party, other: int, words: Any) -> Any:
         if party.id in engines:
             left[party.id].append(engines[party.id].ready("logits"))
-        return exchange(party, sends, receives)
+        return swap(party, other, words)
 
     def program(party: Party, engine: DealtEngine, x: RepShare) -> Any:
         engine.prepare(8, "logits")
@@ -78,7 +78,7 @@ def test_threat_08_material_is_taken_from_the_queue_before_a_byte_is_sent(
         engine.predict(x, "logits")
         return engine.ready("logits")
 
-    monkeypatch.setattr(Party, "exchange", watched)
+    monkeypatch.setattr(Party, "swap", watched)
     done = _run(program)
 
     assert done.results == (3, 3, 3)
