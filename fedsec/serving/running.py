@@ -108,6 +108,7 @@ class RunningService:
             max_images=min(limits.waiting_images, max(1, limits.waiting_bytes // image_bytes)),
             max_per_user=limits.waiting_per_user,
             max_images_per_user=limits.waiting_images_per_user,
+            longest_s=limits.part_s + limits.answer_s,
         )
         self.heads = {reveal: held.plan.with_head(reveal) for reveal in terms.reveals}
         self.batch_images = min(limits.batch_images, most_images(held.plan, terms.reveals))

@@ -7,11 +7,13 @@ certificate.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
-from fedsec.errors import FedsecError, UsageError
+from fedsec.errors import DeadlineError, FedsecError, UsageError
 from fedsec.nn import Reveal
 from fedsec.serving.agreement import RequestKey, Wish
 from fedsec.serving.parts import Part
@@ -23,6 +25,7 @@ class Ticket:
     """A waiting request: its part, and later its answer or its error.
 
     Attributes:
+        since: when its part was there.
         decided: what the compute thread does with the ticket once, if it looks after the connection itself.
     """
 
@@ -30,6 +33,7 @@ class Ticket:
     images: int
     reveal: Reveal
     part: Part | None = field(default=None, repr=False)
+    since: float = math.inf
     lacking: str = "the leader never proposed it"
     reserved: bool = False
     given_up: FedsecError | None = None
@@ -66,14 +70,23 @@ class Ticket:
 class WaitingRoom:
     """All tickets of one service at one party; closed once the service has ended.
 
+    Args:
+        max_images: images that wait in all.
+        max_per_user: requests of one certificate.
+        max_images_per_user: images of one certificate.
+        longest_s: a part is not kept for longer than this; whoever waits for its answer gives up earlier.
+
     Attributes:
         bell: rings whenever there is something that the compute thread may want to look at.
     """
 
-    def __init__(self, *, max_images: int, max_per_user: int, max_images_per_user: int) -> None:
+    def __init__(
+        self, *, max_images: int, max_per_user: int, max_images_per_user: int, longest_s: float
+    ) -> None:
         self._max_images = max_images
         self._max_per_user = max_per_user
         self._max_images_per_user = max_images_per_user
+        self._longest_s = longest_s
         self.bell = Bell()
         self._changed = threading.Condition()
         self._tickets: dict[RequestKey, Ticket] = {}
@@ -116,7 +129,7 @@ class WaitingRoom:
             raise
         with self._changed:
             self.check_open()
-            ticket.part = part
+            ticket.part, ticket.since = part, time.monotonic()
         if decided is None:
             self.bell.ring()
         return ticket
@@ -221,11 +234,18 @@ class WaitingRoom:
         ticket.refuse(error)
 
     def release(self) -> None:
-        """After a vote: let those wait by themselves whom the compute thread looked after in vain."""
+        """After a vote: let those wait by themselves whom the compute thread looked after in vain.
+
+        What is older than anyone waits goes, whatever became of its sender: it would be voted on for ever.
+        """
         with self._changed:
-            left = [ticket for ticket in self._tickets.values() if ticket.decided is not None]
+            left = list(self._tickets.values())
+        oldest = time.monotonic() - self._longest_s
         for ticket in left:
-            ticket.tell()
+            if ticket.since < oldest:
+                self.withdraw(ticket, DeadlineError(f"no answer within {self._longest_s:g} s: given up"))
+            else:
+                ticket.tell()
 
     def drain(self, error: FedsecError, seconds: float) -> None:
         """Refuse every new request with this error, and wait until what was accepted is answered.

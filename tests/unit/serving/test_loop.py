@@ -146,7 +146,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             ledger = Ledger(tmp_path / NAMES[me])
             book = ledger.open_service(b"s" * 16, b"m" * 16, num_requests=num_requests, quota=quota)
             room, leaving = (
-                WaitingRoom(max_images=1000, max_per_user=100, max_images_per_user=1000),
+                WaitingRoom(max_images=1000, max_per_user=100, max_images_per_user=1000, longest_s=60),
                 threading.Event(),
             )
             loop = ServiceLoop(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -24,8 +25,8 @@ def key(number: int, user: bytes = b"u" * 32) -> RequestKey:
     return RequestKey(user, number.to_bytes(16, "big"))
 
 
-def room() -> WaitingRoom:
-    return WaitingRoom(max_images=10, max_per_user=3, max_images_per_user=7)
+def room(longest_s: float = 60.0) -> WaitingRoom:
+    return WaitingRoom(max_images=10, max_per_user=3, max_images_per_user=7, longest_s=longest_s)
 
 
 def test_oldest_first_and_answered_once() -> None:
@@ -98,7 +99,7 @@ def test_a_service_that_ends_while_a_part_is_read_refuses_it() -> None:
 
 
 def test_threat_37_nobody_takes_all_the_room() -> None:
-    waiting = WaitingRoom(max_images=100, max_per_user=3, max_images_per_user=7)
+    waiting = WaitingRoom(max_images=100, max_per_user=3, max_images_per_user=7, longest_s=60)
     waiting.admit(key(1), 7, "logits", part)
     with pytest.raises(UsageError, match=r"7 images \(of 7\)"):
         waiting.admit(key(2), 1, "logits", part)
@@ -210,3 +211,22 @@ def test_draining_ends_also_if_something_waits_for_ever() -> None:
     waiting.admit(key(1), 1, "logits", part)
     waiting.drain(ServiceEndedError("it ends"), 0.05)
     assert waiting.occupied == 1
+
+
+def test_threat_37_a_part_that_nobody_gives_up_goes_after_the_longest_wait() -> None:
+    waiting = room(longest_s=0.05)
+    left = waiting.admit(key(1), 1, "logits", part)
+    waiting.release()
+    assert list(waiting.held()) == [key(1)]
+    time.sleep(0.06)
+    being_decided = waiting.admit(key(2), 1, "logits", part)
+    waiting.release()
+    assert list(waiting.held()) == [key(2)]
+    with pytest.raises(DeadlineError, match=r"0\.05 s"):
+        left.outcome()
+    waiting.reserve([key(2)])
+    time.sleep(0.06)
+    waiting.release()
+    assert (waiting.occupied, being_decided.done.is_set()) == (1, False)
+    waiting.put_off(key(2), "nobody knows")
+    assert waiting.occupied == 0
