@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import prod
 
-from fedsec.errors import DeadlineError, ServiceEndedError, TrustError, UsageError
+from fedsec.errors import DeadlineError, PeerLostError, ServiceEndedError, TrustError, UsageError
 from fedsec.nn import Plan, Reveal
 from fedsec.ring import Ring
 from fedsec.serving import parts
@@ -131,8 +131,10 @@ class Queries:
         def decided(ticket: Ticket) -> None:
             if ticket.answer is not None:
                 self.guests.answer(guest, self._reply(message, ticket))
-            else:
-                # An error to tell, or a wait that may become long: the connection's own thread does both.
-                self.guests.hand_over(guest, lambda: self._wait_for(message, ticket))
+            # An error to tell, or a wait that may become long: the connection's own thread does both.
+            elif not self.guests.hand_over(guest, lambda: self._wait_for(message, ticket)):
+                # Nobody would ever give this ticket up: it would keep its place as long as the service runs.
+                lost = f"expected {call.peer} to wait for its answer; its connection has ended"
+                self._room.withdraw(ticket, PeerLostError(lost))
 
         self._admit(call, decided)

@@ -6,6 +6,11 @@ connection's own thread may leave its connection to the thread that does the wor
 that have come whole, and only those; it never waits for a peer. Whatever else there is to do (a request in
 pieces, a long body, an error to tell, an answer that the peer does not take, the end of the connection) it
 gives back to the connection's own thread, which has all the time that it needs.
+
+Two threads must never use one connection: TLS is not made for it. A connection belongs to the host until the
+host gives it back, and to its own thread from then on. While one of its requests is being worked on nothing
+more is read from it, whatever its peer sends, so it cannot be given back for a reason of its own before that
+request has its answer.
 """
 
 from __future__ import annotations
@@ -60,6 +65,10 @@ class Guest:
     rest: Rest | None = None
     back: threading.Event = field(default_factory=threading.Event)
 
+    def patience(self, idle_s: float) -> float:
+        """Return how long to wait until it is looked again whether there was no request for ``idle_s``."""
+        return idle_s if self.occupation.busy else max(0.0, self.heard + idle_s - time.monotonic())
+
 
 class Guests:
     """The connections that are with one host, and what the host does with them.
@@ -68,7 +77,7 @@ class Guests:
 
     Args:
         route: The one kind of request that the host takes.
-        begin: Takes a request that has come whole; ``answer`` or ``give_back`` must follow for every one.
+        begin: Takes a request that has come whole; ``answer`` or ``hand_over`` must follow for every one.
         bell: Wakes the host.
         seconds: Time for an answer that the peer does not take at once.
     """
@@ -83,8 +92,14 @@ class Guests:
         self._seconds = seconds
         self._lock = threading.Lock()
         self._guests: dict[Channel, Guest] = {}
+        # Replaced and never changed, so that the host may look through it without the lock.
+        self._present: tuple[Guest, ...] = ()
         self._closed = False
-        self.channels: tuple[SocketChannel, ...] = ()
+
+    @property
+    def channels(self) -> tuple[SocketChannel, ...]:
+        """The connections of which a request may be taken: one at a time of each."""
+        return tuple(guest.channel for guest in self._present if not guest.occupation.busy)
 
     def keep(self, channel: Channel, occupation: Occupation, idle_s: float) -> Rest | None:
         """Leave a connection to the host until it is given back; see ``service.Host``."""
@@ -95,20 +110,22 @@ class Guests:
             if self._closed or occupation.ending or len(self._guests) >= MOST_GUESTS:
                 return None
             self._guests[channel] = guest
-            self.channels = (*self.channels, channel)
+            self._present = tuple(self._guests.values())
         self._bell.ring()
-        while not guest.back.wait(max(0.0, guest.heard + idle_s - time.monotonic())):
-            if not occupation.busy and guest.heard + idle_s <= time.monotonic():
-                # The host sees the end of the connection and gives it back.
-                channel.interrupt()
-                guest.back.wait(self._seconds)
+        while not guest.back.wait(guest.patience(idle_s)):
+            if occupation.busy or guest.heard + idle_s > time.monotonic():
+                continue
+            # The host sees the end and gives the connection back; with work, if a request came just now.
+            channel.interrupt()
+            if not guest.back.wait(self._seconds) and self._remove(guest, None):
                 raise DeadlineError(f"expected a request of {channel.peer} within {idle_s:g} s and got none")
+            break
         return guest.rest
 
     def receive(self, channel: Channel) -> None:
         """Take what has come on a connection, or give the connection back."""
         guest = self._guests.get(channel)
-        if guest is None:
+        if guest is None or guest.occupation.busy:
             return
         guest.occupation.busy, guest.heard = True, time.monotonic()
         try:
@@ -138,7 +155,12 @@ class Guests:
         return self._route.handler(call)
 
     def answer(self, guest: Guest, reply: Reply) -> None:
-        """Send an answer; what the peer does not take at once is left to the connection's own thread."""
+        """Send an answer; what the peer does not take at once is left to the connection's own thread.
+
+        Nothing is sent on a connection that is not with the host any more.
+        """
+        if self._guests.get(guest.channel) is not guest:
+            return
         if memoryview(reply.body).nbytes > UNASKED_BYTES:
             self.hand_over(guest, lambda: reply)
             return
@@ -153,22 +175,38 @@ class Guests:
         elif guest.occupation.ending:
             self.give_back(guest)
 
-    def hand_over(self, guest: Guest, work: Callable[[], Reply | None]) -> None:
-        """Let the connection's own thread find the answer to a request that the host has taken."""
-        self.give_back(guest, partial(self._serve, guest, work))
+    def hand_over(self, guest: Guest, work: Callable[[], Reply | None]) -> bool:
+        """Let the connection's own thread find the answer to a request that the host has taken.
+
+        Returns:
+            Whether it will; false if the connection is not with the host any more.
+        """
+        return self.give_back(guest, partial(self._serve, guest, work))
 
     def _serve(self, guest: Guest, work: Callable[[], Reply | None]) -> None:
         answer = outcome(self._route.tag, guest.channel.peer, work) or FedsecError("internal error")
         send_outcome(guest.channel, self._route.tag, answer, Deadline.after(self._seconds))
 
-    def give_back(self, guest: Guest, rest: Rest | None = None) -> None:
-        """Return a connection to its own thread, with what is left to do."""
+    def give_back(self, guest: Guest, rest: Rest | None = None) -> bool:
+        """Return a connection to its own thread, with what is left to do.
+
+        Returns:
+            Whether it was with the host; if not, nobody does what is left to do.
+        """
+        given = self._remove(guest, rest)
+        if given:
+            guest.back.set()
+        return given
+
+    def _remove(self, guest: Guest, rest: Rest | None) -> bool:
         with self._lock:
-            if self._guests.pop(guest.channel, None) is None:
-                return
-            self.channels = tuple(channel for channel in self.channels if channel is not guest.channel)
-        guest.rest, guest.occupation.busy = rest, rest is not None
-        guest.back.set()
+            # By then the same connection may be here again, as another guest.
+            if self._guests.get(guest.channel) is not guest:
+                return False
+            del self._guests[guest.channel]
+            self._present = tuple(self._guests.values())
+            guest.rest, guest.occupation.busy = rest, rest is not None
+        return True
 
     def close(self) -> None:
         """Return all connections and take no more; the host does not look after any afterwards."""

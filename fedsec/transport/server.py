@@ -85,7 +85,7 @@ def serve_channel(
                 rest = host.keep(channel, occupation, limits.idle_s)
             if rest is not None:
                 rest()
-            else:
+            elif not occupation.ending:
                 channel.wait(Deadline.after(limits.idle_s))
                 occupation.busy = True
                 detached = _serve_one(channel, table, limits, occupation)

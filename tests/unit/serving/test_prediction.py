@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from fedsec.serving.limits import Limits
 from fedsec.serving.owner import Owner
 from fedsec.serving.weights import plan_to_wire
 from fedsec.transport import Channel, Deadline, Role, call, connect
+from fedsec.transport.calling import Calling
 
 Model = tuple[Plan, Weights]
 LIMITS = Limits(heartbeat_s=0.1, silence_s=5.0, part_s=1.0, setup_s=10.0)
@@ -532,6 +534,37 @@ def test_threat_37_one_certificate_cannot_fill_the_waiting_room(trio: Any, model
             errors = [one.result() for one in held]
     assert sum(isinstance(error, DeadlineError) for error in errors) >= 2
     assert any("too much waits here" in str(error) for error in errors)
+
+
+@pytest.mark.parametrize("party", range(3))
+def test_threat_37_users_that_hang_up_leave_no_request_behind(trio: Any, model: Model, party: int) -> None:
+    """Parts for one party alone, on connections that its compute thread looks after, which end at once."""
+    with serve(trio, model, quota=20) as owner, client(trio) as honest:
+        room, bodies = trio.services[party]._service.room, parts.split(np.zeros(36, np.uint64))
+        for _ in range(4):
+            with client(trio, "eve") as eve:
+                eve.predict(images(1))
+                channel = eve._served.channels[party]
+                query = messages.Query(service=eve._service, request=os.urandom(16), images=1)
+                Calling(channel, query, messages.Answer, body=bodies[party], deadline=Deadline.after(5))
+                waits = Deadline.after(5)
+                while not room.occupied:
+                    waits.remaining("the part")
+        assert room.occupied > 0
+        honest.predict(images(1))
+        gone = Deadline.after(5)
+        while room.occupied:
+            time.sleep(0.01)
+            gone.remaining("the end of what was left behind")
+        # Nothing of it was charged.
+        assert [service._service.book.left_for(_fingerprint(trio, "eve")) for service in trio.services] == [
+            16
+        ] * 3
+        assert owner.status().answered == 5
+
+
+def _fingerprint(trio: Any, name: str) -> bytes:
+    return bytes.fromhex(trio.identity(name).fingerprint)
 
 
 def test_a_request_that_is_never_decided_is_answered_with_an_error(

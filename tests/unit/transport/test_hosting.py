@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
-from fedsec.errors import FedsecError, PeerLostError, ProtocolError, UsageError
+from fedsec.errors import DeadlineError, FedsecError, PeerLostError, ProtocolError, UsageError
 from fedsec.transport import (
     Call,
     Deadline,
@@ -280,3 +280,96 @@ def test_no_more_guests_than_there_is_room_for() -> None:
     for one, other in pairs:
         one.close()
         other.close()
+
+
+def test_threat_37_one_request_at_a_time_is_taken_from_a_connection(house: House) -> None:
+    house.lodge()
+    (channel,) = house.guests.channels
+    payload = bytes(8) + msgspec.msgpack.encode(Ask(1))
+    house.client.send("ask/request", payload, soon())
+    house.receive()
+    # The second one would be refused, and that would be told by the connection's own thread.
+    house.client.send("ask/request", bytes(8) + msgspec.msgpack.encode(Ask(13)), soon())
+    assert house.guests.channels == ()
+    house.guests.receive(channel)
+    ((guest, request),) = house.taken
+    assert request.message == Ask(1)
+    assert house.occupation.busy
+    house.guests.answer(guest, Reply(Told(1, "host")))
+    reply = house.client.receive("ask/reply", max_bytes=100, deadline=soon())
+    assert msgspec.msgpack.decode(reply[9:], type=Told) == Told(1, "host")
+    assert house.guests.channels == (channel,)
+    house.receive()
+    assert b"unlucky" in house.client.receive("ask/reply", max_bytes=100, deadline=soon())
+
+
+def test_threat_37_nothing_is_written_on_a_connection_that_was_given_back(house: House) -> None:
+    house.lodge()
+    answer = house.ask(1)
+    house.receive()
+    guest, _ = house.taken.pop()
+    assert house.guests.hand_over(guest, lambda: Reply(Told(1, "late"), host=house.guests))
+    assert answer()[0] == Told(1, "late")
+    house.until(lambda: len(house.guests.channels) == 1)
+    # The connection is with the host again, as another guest: the first one has no say over it.
+    house.guests.answer(guest, Reply(Told(2, "host")))
+    assert not house.guests.give_back(guest)
+    assert not house.guests.hand_over(guest, lambda: Reply(Told(3, "late")))
+    assert len(house.guests.channels) == 1
+    answer = house.ask(4)
+    house.receive()
+    house.guests.answer(house.taken.pop()[0], Reply(Told(4, "host")))
+    assert answer()[0] == Told(4, "host")
+
+
+@pytest.mark.parametrize("handed_over", [True, False])
+def test_threat_37_a_request_that_comes_as_its_connection_is_given_up_is_not_forgotten(
+    handed_over: bool,
+) -> None:
+    """The own thread gives up an idle connection in the very moment in which the host takes a request."""
+    near, far = socket.socketpair()
+    client = SocketChannel(near, "u", Peer("p", Role.PARTY, b"p", "p"))
+    taken: list[Guest] = []
+
+    class Late(SocketChannel):
+        def interrupt(self) -> None:
+            client.send("ask/request", bytes(8) + msgspec.msgpack.encode(Ask(1)), soon())
+            guests.receive(self)
+            if handed_over:
+                assert guests.hand_over(taken[0], lambda: Reply(Told(1, "late")))
+            super().interrupt()
+
+    route = Route(Ask, frozenset({Role.USER}), lambda _call: None)
+    guests = Guests(route, lambda guest, _call: taken.append(guest), Bell(), 0.05)
+    channel = Late(far, "p", Peer("u", Role.USER, b"u", "u"))
+    if handed_over:
+        rest = guests.keep(channel, Occupation(), 0.01)
+        assert rest is not None
+        with pytest.raises(PeerLostError):
+            rest()
+    else:
+        # The host has been at work on it for too long: whoever decides the request learns that nobody waits.
+        with pytest.raises(DeadlineError):
+            guests.keep(channel, Occupation(), 0.01)
+        assert not guests.hand_over(taken[0], lambda: Reply(Told(1, "late")))
+    client.close()
+    channel.close()
+
+
+def test_a_connection_that_is_to_end_is_not_waited_for_when_it_comes_back() -> None:
+    near, far = socket.socketpair()
+    client = SocketChannel(near, "u", Peer("p", Role.PARTY, b"p", "p"))
+    channel = SocketChannel(far, "p", Peer("u", Role.USER, b"u", "u"))
+    guests = Guests(Route(Ask, frozenset(), lambda _call: None), lambda _guest, _call: None, Bell(), 1.0)
+    occupation = Occupation(host=guests)
+    thread = threading.Thread(target=serve_channel, args=(channel, [], None, occupation))
+    thread.start()
+    while not guests.channels:
+        time.sleep(0.002)
+    occupation.ending = True
+    guests.close()
+    thread.join(5)
+    ended = not thread.is_alive()
+    client.close()
+    thread.join(5)
+    assert ended
