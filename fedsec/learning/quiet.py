@@ -47,8 +47,8 @@ def without_notices() -> Iterator[None]:
 def without_signals() -> Iterator[None]:
     """Let signals to this thread wait until the end.
 
-    Where a handler raises, as ours for Ctrl-C does, the exception may come up inside native start-up code that
-    lets none through: the process would abort instead of stopping what it had started.
+    Where a handler raises, as ours for Ctrl-C does, the exception may come up inside native start-up code
+    that lets none through: the process would abort instead of stopping what it had started.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGALRM})
     try:

@@ -32,6 +32,8 @@ OTHERS = [
         "how-to/train-with-privacy.md",
     )
 ]
+SLOW = {"run-a-scenario.md", "train-with-privacy.md"}
+"""Whole trainings, of what other tests show at a smaller size."""
 
 DRIVER = """
 import contextlib, io, json, subprocess, sys
@@ -93,8 +95,7 @@ def run_blocks(blocks: list[Block], folder: Path) -> subprocess.CompletedProcess
 
 
 PAGES = [
-    # Whole scenarios: twenty seconds.
-    pytest.param(page, marks=pytest.mark.slow if page.name == "run-a-scenario.md" else (), id=page.name)
+    pytest.param(page, marks=pytest.mark.slow if page.name in SLOW else (), id=page.name)
     for page in [*TUTORIALS, *OTHERS]
 ]
 

@@ -85,11 +85,11 @@ def test_mistakes_are_noticed(monkeypatch, mistake: str) -> None:
 
 def test_ordinary_fit_learns_and_says_what_it_cost() -> None:
     private = small(noise_multiplier=0.6, l2_norm_clip=1.0)
-    history = private.fit(X, Y, batch_size=50, epochs=30, validation_split=0.1, verbose=0)
+    history = private.fit(X, Y, batch_size=50, epochs=10, validation_split=0.1, verbose=0)
     assert history.history["val_accuracy"][-1] > 0.8
     assert set(history.history) == {"accuracy", "loss", "val_accuracy", "val_loss"}
     report = private.privacy()
-    assert report.mechanisms == (SampledGaussian(0.6, 50 / 180, 30 * 4),)
+    assert report.mechanisms == (SampledGaussian(0.6, 50 / 180, 10 * 4),)
     assert report.epsilon == epsilon_of(report.mechanisms, 1e-5)
     assert "Poisson" in str(report)
 
