@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flwr.serverapp.strategy import FedAvg, Strategy
@@ -10,8 +11,9 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from fedsec.aggregation.announcement import RoundId
 from fedsec.aggregation.collector import RoundResult
 from fedsec.aggregation.sealed.terms import SEALED_FRACTION_BITS, Sealed
-from fedsec.errors import UsageError
+from fedsec.errors import FedsecError, UsageError
 from fedsec.federation.plan import RoundPlan
+from fedsec.federation.records import STORED
 from fedsec.sharing.replicated import PARTIES
 from fedsec.transport import ClusterFile
 
@@ -50,6 +52,7 @@ class SealedRun:
         self._parties = tuple(party.name for party in cluster.parties[:PARTIES])
         self._rounds: int | None = None
         self._last = SealedModel(b"", 0, closed=False)
+        self._before: SealedModel | None = None
         if not self.active:
             return
         if len(self._parties) < PARTIES:
@@ -92,7 +95,7 @@ class SealedRun:
         if not self.active:
             return None
         if self._last.session != round_id.session:
-            self._last = SealedModel(round_id.session, 0, closed=False)
+            self._last, self._before = SealedModel(round_id.session, 0, closed=False), None
         closes = False
         if self._plan.reveal_to == "nobody" and round_id.phase == "train":
             if self._rounds is None:
@@ -111,8 +114,28 @@ class SealedRun:
         """Note what came of a training round; return why its update was thrown away, or an empty text."""
         if result.state is None:
             return f"the update was thrown away, the sealed model stays: {result.not_sealed}"
+        self._before = SealedModel(session, sealed.base, closed=False)
         self._last = SealedModel(session, result.state, closed=sealed.keep_closed)
         return ""
+
+    def aborted(self, round_id: RoundId, statuses: Mapping[str, int]) -> str:
+        """Go back one state when hospitals did not take the newest; return that as a text, or an empty one.
+
+        A client that lies can bring a state out of its range, which nobody sees but the hospitals that fetch
+        it. They answer as if training had failed; if it had, one good update is lost.
+
+        Args:
+            round_id: The round that was aborted.
+            statuses: How many hospitals answered with each status.
+        """
+        taken, failed = statuses.get(STORED, 0), statuses.get(FedsecError.code, 0)
+        if self._before is None or round_id.phase != "train" or not failed:
+            return ""
+        if taken >= self._plan.minimum_cohort:
+            return ""
+        number = self._last.number
+        self._last, self._before = self._before, None
+        return f"; the sealed model goes back from state {number} to state {self._last.number}"
 
 
 def check_takes_the_mean(strategy: Strategy, reveal_to: str) -> None:

@@ -290,8 +290,8 @@ class SecureAggregation(Strategy):
         try:
             result = self._collector.collect(opened.announcement, Deadline.after(self.plan.collect_seconds))
         except RoundAbortedError as error:
-            aborted = str(error)
-            _log.warning("%s round %d has no average, the model stays: %s", phase, server_round, error)
+            aborted = str(error) + self._sealed.aborted(opened.announcement.id, statuses)
+            _log.warning("%s round %d has no average, the model stays: %s", phase, server_round, aborted)
         else:
             aborted = self._noted(opened.announcement, result)
         _log.info("%s round %d: %d hospitals stored an upload", phase, server_round, statuses[STORED])

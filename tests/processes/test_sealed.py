@@ -156,11 +156,14 @@ def opened_updates(here, number):
     return total
 
 
-def test_the_next_round_erases_what_is_behind_and_each_party_keeps_two_states(fresh):
+def test_the_next_round_erases_what_is_behind_and_each_party_keeps_three_states(fresh):
     assert fresh.round(1, 0).state == 1
     assert numbers(fresh) == everywhere(fresh, 0, 1)
     assert fresh.round(2, 1).state == 2
-    assert numbers(fresh) == everywhere(fresh, 1, 2)
+    # A round has agreed on uploads over state 1: with the next one the state before that is erased.
+    assert numbers(fresh) == everywhere(fresh, 0, 1, 2)
+    assert fresh.round(3, 2).state == 3
+    assert numbers(fresh) == everywhere(fresh, 1, 2, 3)
     for one in fresh.cluster.parties:
         assert not list((fresh.state(one.name) / "rounds").glob("*")), "no sum share outlives its round"
         assert not fresh.services[one.name]._sealed.maker.inboxes
@@ -183,7 +186,7 @@ def test_an_update_whose_state_is_not_at_all_three_is_thrown_away(fresh):
     assert "the disk is full" in result.not_sealed
     # The others hold the new state; the next round begins from the old one at all three, and erases it.
     assert fresh.round(3, 1).state == 3
-    assert numbers(fresh) == everywhere(fresh, 1, 3)
+    assert numbers(fresh) == everywhere(fresh, 0, 1, 3)
     expected = [old + new for old, new in zip(before, fresh.mean_update(3), strict=True)]
     for got, wanted in zip(held(fresh, 3), expected, strict=True):
         assert np.abs(got - wanted).max() < 2**-15
@@ -307,7 +310,7 @@ def test_initial_parameters_are_taken_for_an_open_first_round_only(fresh):
     fresh.open(second)
     with pytest.raises(ProtocolError, match="takes no initial parameters"):
         start(second)
-    assert numbers(fresh) == everywhere(fresh, 1)
+    assert numbers(fresh) == everywhere(fresh, 0, 1)
 
 
 def test_a_hospital_that_comes_late_hears_from_the_parties_what_a_session_began_from(fresh):
@@ -349,6 +352,12 @@ def test_a_share_that_is_wrong_makes_a_model_that_no_hospital_trains(fresh):
     signed = fresh.open(announcement)
     with pytest.raises(ProtocolError, match="farther from the initial one in 'a0'"):
         fresh.take_part(announcement, signed, seeds=[0])
+    # The state before is still there: what the wrong one costs is one update.
+    with pytest.raises(RoundAbortedError):
+        fresh.collect(announcement)
+    assert fresh.round(3, 0).state == 3
+    for got, start, change in zip(held(fresh, 3), fresh.model, fresh.mean_update(3), strict=True):
+        assert np.abs(got - start - change).max() < 2**-15
 
 
 def test_a_link_that_no_computation_takes_is_closed_when_its_round_has_ended(fresh):

@@ -266,4 +266,5 @@ def state_of(announcement: Announcement, number: int, share: RepShare) -> Sealed
         roster=announcement.roster,
         serves=sealed.serves if number else b"",
         origin=origin_of(announcement),
+        before=sealed.base if number else 0,
     )

@@ -110,10 +110,13 @@ class SealedRounds:
         announcement = decode_announcement(message.announcement.payload)
         if announcement.sealed is not None and self._links is not None:
             session, base = announcement.session, announcement.sealed.base
+            # Nobody here can see whether a state is out of range because a client lied. Until hospitals have
+            # trained from it, the one before is the way back.
+            before = {self.states.header(session, base).before} if base else set()
             # Its own number, too: the same announcement may come again when its state is there. The closed
             # one ends its session, and may be served.
             closed = [n for n in self.states.numbers(session) if self.states.header(session, n).closed]
-            self.states.keep(session, {base, announcement.round, *closed})
+            self.states.keep(session, {base, *before, announcement.round, *closed})
 
     # Requests.
 

@@ -56,6 +56,7 @@ class SealedState:
         serves: The digest of the one plan, with where its parameters come from, under which a closed state is
             served (``fedsec.nn.sealed.serving_digest``), as announced; empty for none.
         origin: The initial parameters that it was made from (``fedsec.aggregation.sealed.terms.origin_of``).
+        before: The number of the state that its round began from.
     """
 
     session: bytes
@@ -67,6 +68,7 @@ class SealedState:
     roster: tuple[Member, ...] = ()
     serves: bytes = b""
     origin: bytes = b""
+    before: int = 0
 
     def __repr__(self) -> str:
         kind = "closed" if self.closed else "open to hospitals"
@@ -85,6 +87,7 @@ class StateHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     roster: tuple[Member, ...]
     serves: bytes
     origin: bytes
+    before: int
 
 
 class SealedStates:
@@ -146,6 +149,7 @@ class SealedStates:
             header.roster,
             header.serves,
             header.origin,
+            header.before,
         )
 
     def header(self, session: bytes, number: int) -> StateHeader:
@@ -213,6 +217,7 @@ def _write(path: Path, state: SealedState) -> None:
             state.roster,
             state.serves,
             state.origin,
+            state.before,
         )
     )
     digest = hashlib.sha256()

@@ -32,7 +32,9 @@ def state(number: int = 4, **fields: object) -> SealedState:
 
 @pytest.mark.parametrize("closed", [True, False])
 def test_what_was_written_is_read_back_whole(tmp_path: Path, closed: bool) -> None:
-    written = state(closed=closed, roster=(Member("h0", bytes(32)),), serves=b"s" * 32, origin=b"o" * 32)
+    written = state(
+        closed=closed, roster=(Member("h0", bytes(32)),), serves=b"s" * 32, origin=b"o" * 32, before=3
+    )
     SealedStates(tmp_path).write(written)
 
     read = SealedStates(tmp_path).read(SESSION, 4)
@@ -42,7 +44,17 @@ def test_what_was_written_is_read_back_whole(tmp_path: Path, closed: bool) -> No
     assert read.share.fraction_bits == 24
     header = SealedStates(tmp_path).header(SESSION, 4)
     assert header.words == 17
-    for name in ("session", "number", "arrays", "fraction_bits", "closed", "roster", "serves", "origin"):
+    for name in (
+        "session",
+        "number",
+        "arrays",
+        "fraction_bits",
+        "closed",
+        "roster",
+        "serves",
+        "origin",
+        "before",
+    ):
         assert getattr(read, name) == getattr(written, name) == getattr(header, name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -21,13 +21,15 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
+from fedsec.aggregation.announcement import Announcement, RoundId
 from fedsec.aggregation.client import HospitalClient
+from fedsec.aggregation.collector import RoundResult
 from fedsec.aggregation.trust import TrustFile
 from fedsec.errors import FedsecError, PeerLostError, ProtocolError, TrustError, UsageError
 from fedsec.federation.mod import SecureAggregationMod
 from fedsec.federation.plan import RoundPlan
 from fedsec.federation.records import STORED
-from fedsec.federation.sealed import SealedModel
+from fedsec.federation.sealed import SealedModel, SealedRun
 from fedsec.federation.strategy import SecureAggregation
 
 _seeds = itertools.count(70_001)
@@ -191,3 +193,65 @@ def test_why_a_hospital_does_not_take_a_sealed_model_is_not_told(
     assert given.seen == []
     # What a hospital answers whose training failed.
     assert [one.statuses for one in done.rounds if one.phase == "train"] == [{FedsecError.code: 5}]
+
+
+def test_a_state_that_hospitals_do_not_take_costs_a_step_back_and_not_the_run(
+    sealed_site: Site, mod: SecureAggregationMod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = HospitalClient.sealed_model
+
+    def refuse_second(client: HospitalClient, announcement: Announcement, *rest: Any) -> Any:
+        if announcement.sealed is not None and announcement.sealed.base == 2:
+            raise ProtocolError("the sealed model is farther from the initial one than it can be")
+        return real(client, announcement, *rest)
+
+    monkeypatch.setattr(HospitalClient, "sealed_model", refuse_second)
+    given = Given()
+
+    done = secured(sealed_site, mod, FedAvg(), given, plan=plan("hospitals"), seed=next(_seeds), rounds=4)
+
+    trained = {one.server_round: one for one in done.rounds if one.phase == "train"}
+    assert "goes back from state 2 to state 1" in trained[3].aborted
+    assert [bool(trained[turn].result) for turn in (1, 2, 3, 4)] == [True, True, False, True]
+    for name, array in given.model("train", 4).items():
+        np.testing.assert_array_equal(array, given.model("train", 2)[name], err_msg="round 4 is from state 1")
+    assert mod.last_sealed(sealed_site.trust[0])[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("statuses", "phase", "goes_back"),
+    [
+        ({"failed": 5}, "train", True),
+        ({"failed": 3, "stored": 1, "no_answer": 1}, "train", True),
+        ({"no_answer": 5}, "train", False),
+        ({"stored": 5}, "train", False),
+        ({"failed": 1, "stored": 4}, "train", False),
+        # An app without an evaluation answers so in every round.
+        ({"failed": 5}, "evaluate", False),
+    ],
+)
+def test_a_run_goes_back_once_and_only_from_a_state_that_nobody_could_train(
+    site: Site, statuses: dict[str, int], phase: Literal["train", "evaluate"], goes_back: bool
+) -> None:
+    sealed = SealedRun(plan("hospitals"), site.cluster, FedAvg())
+    session = bytes(16)
+    for number in (1, 2):
+        part = sealed.part_of(RoundId(session, number, "train"))
+        assert part is not None
+        assert sealed.took(part, session, _result(number)) == ""
+
+    assert bool(sealed.aborted(RoundId(session, 3, phase), statuses)) == goes_back
+
+    assert sealed.last == SealedModel(session, 1 if goes_back else 2, closed=False)
+    # The parties have no state before that one.
+    again = sealed.aborted(RoundId(session, 4, "train"), {"failed": 5})
+    assert bool(again) != goes_back
+    assert sealed.last == SealedModel(session, 1, closed=False)
+
+
+def _result(state: int) -> RoundResult:
+    nothing = np.empty(0, np.uint32)
+    return RoundResult(
+        arrays=(), total_weight=1, metrics={}, included=(), excluded={}, error_bound=0.0, words=nothing,
+        state=state,
+    )  # fmt: skip
