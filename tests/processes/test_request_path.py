@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -121,3 +122,30 @@ def test_threat_51_parts_under_anothers_id_join_nothing(
             answers = [calling.hear() for calling in calls]
             theirs = form.join([body for _, body in filter(None, answers)], 1)
             np.testing.assert_allclose(theirs, plaintext.predict(PLAN, WEIGHTS, hers), atol=5e-3)
+
+
+@pytest.mark.slow
+def test_threat_37_users_that_hang_up_leave_no_request_behind(cluster: Cluster, eve: Identity) -> None:
+    """Parts for one party alone, over connections that have had an answer, and nobody there for the next."""
+    bodies = parts.split(encode_input(PLAN, images(1)).reshape(-1))
+    file = ClusterFile.load(cluster.file)
+    with Owner(file.computing, Identity.load(cluster.identity("owner"))) as owner:
+        for number in range(12):
+            with Client.connect(cluster, eve) as user:
+                user.predict(images(1))
+                party = number % 3
+                query = messages.Query(service=user._service, request=os.urandom(messages.ID_BYTES), images=1)
+                Calling(
+                    user._served.channels[party],
+                    query,
+                    messages.Answer,
+                    body=bodies[party],
+                    deadline=Deadline.after(30),
+                )
+        with Client.connect(cluster) as honest:
+            honest.predict(images(1))
+            gone = Deadline.after(30)
+            while any(status.waiting for status in owner.statuses()):
+                gone.remaining("the end of what was left behind")
+                time.sleep(0.1)
+            honest.predict(images(1))
