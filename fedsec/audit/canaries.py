@@ -23,6 +23,7 @@ from fedsec.learning.backend import keras
 from fedsec.learning.evaluation import set_parameters
 from fedsec.learning.private.trainer import HospitalPrivacy, PrivateTrainer
 from fedsec.learning.training import LocalTrainer
+from fedsec.privacy.ledger import MemoryLedger
 from fedsec.ring.streams import fresh_stream
 
 CLASSES = 10
@@ -146,4 +147,4 @@ def exposures(model: keras.Model, records: Examples, planting: Planting) -> tupl
         target_epsilon=planting.epsilon, delta=planting.delta, l2_norm_clip=planting.l2_norm_clip, rounds=1
     )
     private = PrivateTrainer(model, planting.learning_rate, planting.batch_size, planting.epochs, wanted)
-    return without, measured(private.fit(initial, images, labels, rounds_before=0)[0])
+    return without, measured(private.fit(initial, images, labels, MemoryLedger())[0])

@@ -21,6 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from fedsec.errors import UsageError
+from fedsec.federation.spending import ledger_of
 from fedsec.learning.backend import keras
 from fedsec.learning.evaluation import evaluate
 from fedsec.learning.private.trainer import HospitalPrivacy, PrivateTrainer
@@ -32,10 +33,6 @@ Examples = tuple[npt.NDArray[np.float32], npt.NDArray[np.integer]]
 
 PARAMETERS = "arrays"
 """The record of the model's parameters, in messages as Flower's strategies name it and in the final state."""
-
-
-_TRAINED = "fedsec-private-rounds"
-"""The record of a node's state that counts in how many rounds it has trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +96,8 @@ def client_app(
     Args:
         model: A built Keras classifier; its parameters are overwritten.
         examples: Gives the examples of a partition id.
-        evaluation: Gives those on which it evaluates; the same when None.
+        evaluation: Gives those on which it evaluates. When None the same; with ``privacy`` such orders are
+            refused, as metrics of the training records have no noise.
         privacy: What each hospital asks for its records; None trains without differential privacy.
         on_privacy: Called with a partition id and what that hospital has spent so far, after each training;
             for a simulation's observer, since the numbers are the hospital's own.
@@ -117,9 +115,8 @@ def client_app(
         partition = int(context.node_config["partition-id"])
         images, labels = examples(partition)
         if privacy is not None:
-            before = _rounds_trained(context)
-            trained, report = private(*how, privacy).fit(_parameters(message), images, labels, before)
-            context.state[_TRAINED] = ConfigRecord({"rounds": before + 1})
+            trainer = private(*how, privacy)
+            trained, report = trainer.fit(_parameters(message), images, labels, ledger_of(context))
             if on_privacy is not None:
                 on_privacy(partition, report)
             # No metrics: they are computed from the records without any noise.
@@ -130,6 +127,11 @@ def client_app(
 
     @app.evaluate()
     def evaluate_locally(message: Message, context: Context) -> Message:
+        if privacy is not None and evaluation is None:
+            raise UsageError(
+                "this hospital trains with differential privacy and has no examples apart for evaluation;"
+                " metrics of its training records have no noise and are not given"
+            )
         images, labels = (evaluation or examples)(int(context.node_config["partition-id"]))
         loss, accuracy = evaluate(model, _parameters(message), images, labels)
         return _answer(message, len(labels), {"loss": loss, "accuracy": accuracy})
@@ -181,12 +183,6 @@ def server_app(
         context.state[PARAMETERS] = result.arrays or initial
 
     return app
-
-
-def _rounds_trained(context: Context) -> int:
-    """Return in how many rounds this hospital has trained; Flower keeps a node's state over a run."""
-    record = context.state.config_records.get(_TRAINED)
-    return int(cast(int, record["rounds"])) if record is not None else 0
 
 
 def _parameters(message: Message) -> list[npt.NDArray[np.floating]]:

@@ -169,7 +169,8 @@ def run_side(folder: RunFolder, side: Side) -> None:
     model = models.by_name(scenario.training.model, seed=scenario.seed)
     before = peak_memory()
     with (_secure if side == "secure" else _plain)(scenario, folder, handover) as this:
-        grid = _grid(scenario, hospital_app(scenario, mnist, model, this.mods), folder)
+        app = hospital_app(scenario, mnist, model, this.mods)
+        grid = _grid(scenario, app, folder if side == "secure" else None)
         run_server_app(central_app(scenario, mnist, model, this.strategy, this.evaluated), grid)
     measures = {
         "flower": {"sent_bytes": grid.sent_bytes, "received_bytes": grid.received_bytes},
@@ -183,15 +184,17 @@ def run_side(folder: RunFolder, side: Side) -> None:
     (handover.folder / MEASURES).write_text(json.dumps(measures), encoding="utf-8")
 
 
-def _grid(scenario: Scenario, app: ClientApp, folder: RunFolder) -> CountingGrid:
+def _grid(scenario: Scenario, app: ClientApp, folder: RunFolder | None) -> CountingGrid:
+    # Plain hospitals have no trust file, so that what both sides spend of privacy is not added up.
     hospitals = scenario.hospitals
     dropped = hospitals.dropped_each_round
-    trust = folder.path / "keys" / "trust"
+    trust = None
+    if folder is not None:
+        names = numbered("hospital", hospitals.count)
+        trust = [folder.path / "keys" / "trust" / f"{name}.toml" for name in names]
     return CountingGrid(
         app,
-        node_configs(
-            hospitals.count, [trust / f"{name}.toml" for name in numbered("hospital", hospitals.count)]
-        ),
+        node_configs(hospitals.count, trust),
         dropout=DropEachRound(dropped, hospitals.count, scenario.seed) if dropped else None,
     )
 

@@ -1,9 +1,10 @@
-"""A hospital's private training, round after round: noise calibrated once for all of them, then kept to."""
+"""A hospital's private training, round after round: noise calibrated once, and never beyond the target."""
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,19 +15,20 @@ from fedsec.learning.backend import keras
 from fedsec.learning.evaluation import Parameters, gives_probabilities, set_parameters
 from fedsec.learning.private.model import make_private
 from fedsec.learning.private.network import examined
-from fedsec.privacy.accounting import SampledGaussian, noise_for
+from fedsec.privacy.accounting import SampledGaussian, epsilon_of, noise_for, rounded_up
 from fedsec.privacy.budget import Budget, PrivacyReport, PrivacySettings
+from fedsec.privacy.ledger import Ledger, together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HospitalPrivacy:
-    """What a hospital asks for its own records, over a whole federated training.
+    """What a hospital asks for its own records, over all federated trainings.
 
     Attributes:
         target_epsilon: Everything its updates tell about one record, over all rounds.
         delta: At which it holds.
         l2_norm_clip: Bound on the norm of one record's gradient.
-        rounds: For how many rounds the noise is meant; a hospital trains in no more.
+        rounds: For how many rounds like the first one the noise is meant.
     """
 
     target_epsilon: float
@@ -75,7 +77,7 @@ class PrivateTrainer:
         parameters: Parameters,
         images: npt.NDArray[np.float32],
         labels: npt.NDArray[np.integer],
-        rounds_before: int,
+        ledger: Ledger,
     ) -> tuple[list[npt.NDArray[np.float32]], PrivacyReport]:
         """Train for one round.
 
@@ -83,49 +85,70 @@ class PrivateTrainer:
             parameters: As ``model.get_weights`` gives them; not changed.
             images: Shape [N, *input shape], N at least 1.
             labels: Shape [N], classes as integers.
-            rounds_before: In how many rounds this hospital has trained already.
+            ledger: Holds what this hospital has spent; this round is recorded in it before it begins.
 
         Returns:
             The new parameters, and what this hospital has spent with this round.
 
         Raises:
-            UsageError: The rounds for which the noise was meant are over: the budget is spent.
+            UsageError: A round with these settings would exceed the target: the budget is spent.
+            StateError: The ledger cannot be written.
             InputError: If images, labels or parameters do not fit the model.
         """
         if len(images) == 0 or len(images) != len(labels):
             raise InputError(
                 f"{len(images)} images and {len(labels)} labels: expected the same number, at least one"
             )
-        if rounds_before >= self._privacy.rounds:
-            raise UsageError(
-                f"epsilon {self._privacy.target_epsilon:g} was meant for {self._privacy.rounds} rounds, which"
-                " are over: this hospital's budget is spent, it trains no more"
-            )
-        expected = min(self._batch_size, len(images))
-        steps = self._epochs * math.ceil(len(images) / expected)
-        mechanism = self._mechanism(expected / len(images), steps)
+        *before, mechanism = ledger.charge(functools.partial(self._planned, len(images)))
         settings = PrivacySettings(
             l2_norm_clip=self._privacy.l2_norm_clip,
             noise_multiplier=mechanism.noise_multiplier,
             delta=self._privacy.delta,
         )
         budget = Budget(settings)
-        budget.spend(mechanism, steps * rounds_before)
+        for one in before:
+            budget.spend(one, one.steps)
         set_parameters(self._model, parameters)
         for variable, value in zip(self._private.optimizer.variables, self._fresh, strict=True):
             variable.assign(value)
         self._private.begin(budget, self._network)
+        expected = min(self._batch_size, len(images))
         self._private.fit(images, labels, batch_size=expected, epochs=self._epochs, verbose=0)
         return self._model.get_weights(), budget.report()
 
-    def _mechanism(self, rate: float, steps: int) -> SampledGaussian:
+    def _planned(self, records: int, spent: Sequence[SampledGaussian]) -> SampledGaussian:
+        """Return the steps of a round to come; the server may send other settings in each round.
+
+        Raises:
+            UsageError: With what was spent before they would exceed the target.
+        """
+        if self._batch_size < 1 or self._epochs < 1:
+            text = f"got batches of {self._batch_size} and {self._epochs} epochs"
+            raise UsageError(f"a private round has batches of 1 or more and an epoch or more, {text}")
         wanted = self._privacy
-        return SampledGaussian(
-            _noise(wanted.target_epsilon, wanted.delta, rate, steps * wanted.rounds), rate, 1
-        )
+        expected = min(self._batch_size, records)
+        rate, steps = expected / records, self._epochs * math.ceil(records / expected)
+        if not spent:
+            noise = _noise(wanted.target_epsilon, wanted.delta, rate, steps * wanted.rounds)
+            return SampledGaussian(noise, rate, steps)
+        planned = SampledGaussian(spent[0].noise_multiplier, rate, steps)
+        cost = _cost(together([*spent, planned]), wanted.delta)
+        if cost > wanted.target_epsilon:
+            raise UsageError(
+                f"another round, of {steps} steps at sampling rate {rate:.3g}, would make epsilon"
+                f" {rounded_up(cost)} in all, and this hospital allows {wanted.target_epsilon:g}: its budget"
+                " is spent, it trains no more in this way"
+            )
+        return planned
 
 
 @functools.lru_cache(maxsize=1024)
 def _noise(target: float, delta: float, rate: float, steps: int) -> float:
     """Return the calibrated noise; hospitals of one size share the seconds that it takes."""
     return noise_for(target, delta, rate, steps)
+
+
+@functools.lru_cache(maxsize=1024)
+def _cost(mechanisms: tuple[SampledGaussian, ...], delta: float) -> float:
+    """Return epsilon; hospitals of one size share the seconds that it takes."""
+    return epsilon_of(mechanisms, delta).value

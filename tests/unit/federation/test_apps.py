@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
+from aggregation_world import FakeIdentity
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg, FedProx
 
+from fedsec.aggregation import TrustFile, TrustLimits
 from fedsec.errors import UsageError
 from fedsec.federation.apps import PARAMETERS, Examples, TrainingConfig, client_app, server_app
 from fedsec.federation.grid import InProcessGrid, node_configs, run_server_app
 from fedsec.federation.observer import SimulationObserver, plain_mean
 from fedsec.federation.plan import TRAIN_METRICS
 from fedsec.learning.backend import keras
+from fedsec.learning.private.trainer import HospitalPrivacy
+from fedsec.privacy.budget import PrivacyReport
+from fedsec.transport import Endpoint, Role
 
 HOSPITALS = 3
 _generator = np.random.default_rng(5)
@@ -80,11 +88,14 @@ def test_the_same_seed_gives_the_same_model(model: keras.Model, same_start: None
         np.testing.assert_array_equal(a, b)
 
 
-def test_local_evaluation(model: keras.Model) -> None:
-    grid = InProcessGrid(client_app(model, examples), node_configs(HOSPITALS))
+def evaluated(model: keras.Model, grid: InProcessGrid) -> list[Message]:
     content = RecordDict({"arrays": ArrayRecord(model.get_weights()), "config": ConfigRecord()})
     messages = [Message(content, dst_node_id=n, message_type="evaluate") for n in grid.get_node_ids()]
-    replies = list(grid.send_and_receive(messages))
+    return list(grid.send_and_receive(messages))
+
+
+def test_local_evaluation(model: keras.Model) -> None:
+    replies = evaluated(model, InProcessGrid(client_app(model, examples), node_configs(HOSPITALS)))
     assert not any(reply.has_error() for reply in replies)
     images, labels = examples(1)
     metrics = replies[1].content.metric_records["metrics"]
@@ -108,3 +119,72 @@ def test_a_proximal_term_is_refused_and_not_ignored(model: keras.Model) -> None:
 def test_a_missing_config_key_is_named() -> None:
     with pytest.raises(UsageError, match="batch-size"):
         TrainingConfig.read(ConfigRecord({"learning-rate": 0.1}))
+
+
+WANTED = HospitalPrivacy(target_epsilon=3.0, delta=1e-3, l2_norm_clip=1.0, rounds=2)
+
+
+@pytest.fixture
+def trust(tmp_path: Path) -> list[Path]:
+    """The trust files of all hospitals, each with a state folder of its own."""
+    server = FakeIdentity("server", Role.SERVER)
+    parties = [FakeIdentity(f"agg-{number}", Role.PARTY) for number in range(3)]
+    hospitals = [FakeIdentity(f"h{number}", Role.HOSPITAL) for number in range(HOSPITALS)]
+    paths = []
+    for one in hospitals:
+        paths.append(tmp_path / one.name / "trust.toml")
+        paths[-1].parent.mkdir()
+        TrustFile(
+            identity=tmp_path / one.name / "identity.pem",
+            state=tmp_path / one.name / "state",
+            server=server.public_key,
+            aggregators=tuple(Endpoint(party.name, "127.0.0.1", 1, party.public_key) for party in parties),
+            roster={hospital.name: hospital.public_key for hospital in hospitals},
+            limits=TrustLimits(minimum_cohort=2),
+        ).save(paths[-1])
+    return paths
+
+
+def train_privately(
+    model: keras.Model, rounds: int, trust: Sequence[Path] | None = None
+) -> dict[int, list[PrivacyReport]]:
+    """Run all rounds of one Flower run and return what each hospital says that it has spent."""
+    reports: dict[int, list[PrivacyReport]] = {}
+    app = client_app(
+        model,
+        examples,
+        privacy=WANTED,
+        on_privacy=lambda partition, report: reports.setdefault(partition, []).append(report),
+    )
+    training = TrainingConfig(learning_rate=0.05, batch_size=60, local_epochs=1)
+    server = server_app(FedAvg(fraction_evaluate=0.0), model, None, rounds=rounds, training=training)
+    run_server_app(server, InProcessGrid(app, node_configs(HOSPITALS, trust)))
+    return reports
+
+
+def test_what_a_hospital_spent_outlives_the_run_of_a_server(model: keras.Model, trust: list[Path]) -> None:
+    """A server that begins a new run after each round does not get more than one that goes on."""
+    first, second, third = (train_privately(model, 1, trust) for _ in range(3))
+    for partition in range(HOSPITALS):
+        assert [[one.steps for one in report.mechanisms] for report in first[partition]] == [[1]]
+        assert [[one.steps for one in report.mechanisms] for report in second[partition]] == [[2]]
+        assert 2.8 < second[partition][0].epsilon.value <= 3.0
+    assert third == {}, "every hospital refused before it trained"
+
+
+def test_without_a_trust_file_what_was_spent_is_kept_for_one_run(model: keras.Model) -> None:
+    reports = train_privately(model, 3)
+    assert {partition: len(each) for partition, each in reports.items()} == dict.fromkeys(range(HOSPITALS), 2)
+    assert [[one.steps for one in report.mechanisms] for report in reports[0]] == [[1], [2]]
+
+
+def test_a_private_hospital_does_not_evaluate_its_training_records(model: keras.Model) -> None:
+    configs = node_configs(HOSPITALS)
+    replies = evaluated(model, InProcessGrid(client_app(model, examples, privacy=WANTED), configs))
+    assert all(reply.has_error() for reply in replies)
+    apart = client_app(model, examples, privacy=WANTED, evaluation=lambda number: examples(50 + number))
+    replies = evaluated(model, InProcessGrid(apart, configs))
+    assert not any(reply.has_error() for reply in replies)
+    images, labels = examples(51)
+    accuracy = replies[1].content.metric_records["metrics"]["accuracy"]
+    assert accuracy == pytest.approx(np.mean(np.asarray(model(images)).argmax(axis=-1) == labels))

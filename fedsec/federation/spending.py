@@ -1,0 +1,57 @@
+"""Where a hospital keeps account of what its training has cost in privacy."""
+
+from __future__ import annotations
+
+import os
+from typing import cast
+
+from flwr.app import ConfigRecord, Context
+
+from fedsec.aggregation.trust import TrustFile
+from fedsec.federation.mod import TRUST_NODE_KEY, TRUST_VARIABLE, trust_path
+from fedsec.privacy.accounting import SampledGaussian
+from fedsec.privacy.ledger import DurableLedger, Ledger, Plan
+
+_RECORD = "fedsec-privacy-spent"
+
+
+def ledger_of(context: Context) -> Ledger:
+    """Return the account of the hospital that a context is of.
+
+    With a trust file it is in the state folder that this names, over all runs: a server could begin a new
+    run at any time. Without one it is in the node's state, which Flower keeps for one run.
+
+    Raises:
+        UsageError: The trust file cannot be used.
+    """
+    if context.node_config.get(TRUST_NODE_KEY) or os.environ.get(TRUST_VARIABLE):
+        return DurableLedger(TrustFile.load(trust_path(context)).state)
+    return ContextLedger(context)
+
+
+class ContextLedger:
+    """An account in a node's state, for one run of an app that is not secured."""
+
+    def __init__(self, context: Context) -> None:
+        self._state = context.state
+
+    def charge(self, plan: Plan) -> tuple[SampledGaussian, ...]:
+        """Record steps before they are taken; see :meth:`fedsec.privacy.ledger.Ledger.charge`."""
+        before = self._spent()
+        spent = (*before, plan(before))
+        self._state[_RECORD] = ConfigRecord(
+            {
+                "noise-multipliers": [one.noise_multiplier for one in spent],
+                "sampling-rates": [one.sampling_rate for one in spent],
+                "steps": [one.steps for one in spent],
+            }
+        )
+        return spent
+
+    def _spent(self) -> tuple[SampledGaussian, ...]:
+        record = self._state.config_records.get(_RECORD)
+        if record is None:
+            return ()
+        noises = cast("list[float]", record["noise-multipliers"])
+        rates, steps = cast("list[float]", record["sampling-rates"]), cast("list[int]", record["steps"])
+        return tuple(SampledGaussian(*one) for one in zip(noises, rates, steps, strict=True))
