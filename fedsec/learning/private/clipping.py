@@ -5,12 +5,12 @@ Source: Abadi et al. 2016, Deep learning with differential privacy, algorithm 1;
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedsec.learning.backend import keras, tf
-from fedsec.learning.private.network import Network
+from fedsec.learning.private.network import Network, Use
 
 LossEach = Callable[[Any, Any], Any]
 """From (labels, answers) to the loss of each example, shape [N]."""
@@ -60,17 +60,35 @@ def clipped_sum(network: Network, loss_each: LossEach, batch: Batch, clip: float
         losses = loss_each(batch.y, answers)
         total = tf.reduce_sum(losses)
     behind = tape.gradient(total, [use.z for use in uses], unconnected_gradients="zero")
-    parts = [
-        use.rule.gradients(use.layer, finite(use.x), finite(b)) for use, b in zip(uses, behind, strict=True)
-    ]
-    norms = tf.sqrt(tf.add_n([squared for squared, _ in parts]))
-    factors = clip_factors(norms, batch.weights, clip)
-    found = {
-        id(variable): gradient
-        for use, (_, summed) in zip(uses, parts, strict=True)
-        for variable, gradient in zip(use.variables, summed(factors), strict=True)
-    }
+    norms, summed = _gradients(uses, [(use.x, b) for use, b in zip(uses, behind, strict=True)])
+
+    def with_gaps_filled() -> list[Any]:
+        clean = [(finite(use.x), finite(b)) for use, b in zip(uses, behind, strict=True)]
+        clean_norms, clean_summed = _gradients(uses, clean)
+        return clean_summed(clip_factors(clean_norms, batch.weights, clip))
+
+    # Whatever is not finite makes its example's norm so; looking at the norms costs nothing.
+    gradients = tf.cond(
+        tf.reduce_all(tf.math.is_finite(norms)),
+        lambda: summed(clip_factors(norms, batch.weights, clip)),
+        with_gaps_filled,
+    )
+    found = dict(zip((id(variable) for use in uses for variable in use.variables), gradients, strict=True))
     return Clipped([found[id(variable)] for variable in network.model.trainable_variables], losses, answers)
+
+
+def _gradients(
+    uses: Sequence[Use], pairs: Sequence[tuple[Any, Any]]
+) -> tuple[Any, Callable[[Any], list[Any]]]:
+    """Return every example's norm, and the weighted sums in the order of the uses' variables.
+
+    Args:
+        uses: The trained layers.
+        pairs: For each, its input and the loss's gradient behind it.
+    """
+    parts = [use.rule.gradients(use.layer, x, b) for use, (x, b) in zip(uses, pairs, strict=True)]
+    norms = tf.sqrt(tf.add_n([squared for squared, _ in parts]))
+    return norms, lambda factors: [gradient for _, summed in parts for gradient in summed(factors)]
 
 
 def clipped_one_by_one(network: Network, loss_each: LossEach, batch: Batch, clip: float) -> Clipped:
