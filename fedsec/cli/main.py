@@ -24,7 +24,7 @@ COMMANDS = {
     "serve": "serve a run's model, or a Keras model, in shares",
     "predict": "ask for private predictions",
     "status": "show how a service is, and who has asked it for how much",
-    "bench": "measure what private predictions cost on this machine, beside Keras",
+    "bench": "measure predictions, rounds and private training beside Keras and Flower",
     "audit": "attack a finished run's model, and show for whom it works less well",
     "verify-receipt": "check offline that an upload was counted once, in which round, over which model",
     "party": "run one party, as on a host of its own",
