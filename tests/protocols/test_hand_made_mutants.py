@@ -154,8 +154,11 @@ def test_a_zero_share_of_bits_that_one_pair_uses_again_in_the_next_round_is_noti
     pair: set[int], monkeypatch: pytest.MonkeyPatch, protocol_seed: bytes
 ) -> None:
     first: dict[tuple[int, int], RingArray] = {}
+    # Kept, so that no party of a later simulation has the identity of an earlier one.
+    met: list[RecordingParty] = []
 
     def spoiled(party: RecordingParty, shape: tuple[int, ...]) -> RingArray:
+        met.append(party)
         share = np.zeros(shape, dtype=np.uint64)
         for other in (party.previous_id, party.following_id):
             words = party._streams[other].zero_bits.words(shape, BIT_WORDS)

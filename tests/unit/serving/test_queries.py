@@ -65,7 +65,9 @@ class House:
 
     def ask(self, client: SocketChannel, request: bytes) -> Calling[Answer]:
         query = Query(service=SERVICE, request=request, images=1)
-        return Calling(client, query, Answer, body=self._body, deadline=Deadline.after(5), max_body_bytes=100)
+        return Calling(
+            client, query, Answer, body=self._body, deadline=Deadline.after(30), max_body_bytes=100
+        )
 
     def receive(self, seconds: float = 5.0) -> None:
         for channel in wait_any(list(self.queries.guests.channels), seconds):
