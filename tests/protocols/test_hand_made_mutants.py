@@ -137,8 +137,11 @@ def test_a_transfer_that_uses_the_mask_of_the_sum_again_is_noticed(
     """With s_1 = rho, party 2 reads x_0 + x_1 wherever its own bit is 0: rest + choice = x_0 + x_1."""
     honest = Party.stream_with
     wrapped: dict[int, _RhoAgain] = {}
+    # Kept, here and below, so that no party of a later simulation has the identity of an earlier one.
+    met: list[Party] = []
 
     def spoiled(party: Party, other: int) -> Stream:
+        met.append(party)
         if {party.id, other} != {0, 1}:
             return honest(party, other)
         return wrapped.setdefault(id(party), _RhoAgain(honest(party, other), draw))
@@ -154,7 +157,6 @@ def test_a_zero_share_of_bits_that_one_pair_uses_again_in_the_next_round_is_noti
     pair: set[int], monkeypatch: pytest.MonkeyPatch, protocol_seed: bytes
 ) -> None:
     first: dict[tuple[int, int], RingArray] = {}
-    # Kept, so that no party of a later simulation has the identity of an earlier one.
     met: list[RecordingParty] = []
 
     def spoiled(party: RecordingParty, shape: tuple[int, ...]) -> RingArray:
@@ -262,8 +264,10 @@ def test_a_relu_that_takes_one_stream_word_twice_is_noticed(
 ) -> None:
     honest = Party.stream_with
     wrapped: dict[int, _Repeating] = {}
+    met: list[Party] = []
 
     def spoiled(party: Party, with_whom: int) -> Stream:
+        met.append(party)
         stream = honest(party, with_whom)
         if {party.id, with_whom} != {0, other}:
             return stream
