@@ -30,7 +30,7 @@ def test_the_ratio_is_that_of_two_normal_densities() -> None:
     expected = stats.norm.logpdf(audited, means + 2.0) - stats.norm.logpdf(audited, means)
     # As good on the whole as the shadows are: nothing is taken off. Estimated means are off by 0.07.
     assert expected.max() > 1.9
-    # Who saw what is drawn anew in every run: ten deviations for one of 600, twice the usual for all together.
+    # Who saw what is drawn anew in every run: ten deviations for one of 600, twice the usual for all.
     off = shadows._ratio(audited, scores, seen) - expected
     assert np.abs(off).max() < 1.3
     assert np.sqrt(np.mean(off**2)) < 0.3
