@@ -15,6 +15,7 @@ import numpy as np
 
 from fedsec.aggregation.announcement import Announcement
 from fedsec.aggregation.checksum import Checksum
+from fedsec.aggregation.disk import disk_errors, sync_folder
 from fedsec.aggregation.encoding import Layout
 from fedsec.aggregation.making import UploadParts, make_parts
 from fedsec.aggregation.messages import NONCE_BYTES
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 CHUNK_BYTES = 1 << 20
+_STATE = "the aggregator's state"
 _ERASED = ".erased"
 _ERASE_ATTEMPTS = 10
 
@@ -64,7 +66,7 @@ class PartWriter:
         self._expected, self._written, self._begun = size, 0, 0
         self._lock = threading.Lock()
         self._replaced = self._committed = False
-        with _disk_errors():
+        with disk_errors(_STATE):
             self._file = self._draft.open("xb", buffering=0)
 
     def __enter__(self) -> PartWriter:
@@ -85,7 +87,7 @@ class PartWriter:
         Raises:
             StateError: The disk does not take it.
         """
-        with self._lock, _disk_errors():
+        with self._lock, disk_errors(_STATE):
             if self._committed:
                 return
             self._replaced = True
@@ -104,7 +106,7 @@ class PartWriter:
         self._written += view.nbytes
         if self._written > self._expected:
             raise ProtocolError(f"a part of {self._expected} bytes was expected, more arrived: dropped")
-        with self._lock, _disk_errors():
+        with self._lock, disk_errors(_STATE):
             self._require_mine()
             while view.nbytes:
                 view = view[self._file.write(view) or 0 :]
@@ -132,7 +134,7 @@ class PartWriter:
             StateError: The disk does not take them.
         """
         self.require_whole()
-        with _disk_errors():
+        with disk_errors(_STATE):
             os.fdatasync(self._file.fileno())
 
     def commit(self) -> None:
@@ -142,11 +144,11 @@ class PartWriter:
             ProtocolError: A later attempt has taken its place.
             StateError: The disk does not take it.
         """
-        with self._lock, _disk_errors():
+        with self._lock, disk_errors(_STATE):
             self._require_mine()
             self._draft.replace(self._final)
             self._committed = True
-            _sync_folder(self._final.parent)
+            sync_folder(self._final.parent)
 
     def withdraw(self) -> None:
         """Remove a part that was committed and is not to be kept after all."""
@@ -169,9 +171,9 @@ class PartFolder:
         Raises:
             StateError: The disk does not take it.
         """
-        with _disk_errors():
+        with disk_errors(_STATE):
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
 
     def part(self, header: bytes) -> Path:
         """Return the path of a committed part; no two hospitals share ``header``, the header digest."""
@@ -180,14 +182,14 @@ class PartFolder:
     def write_sum(self, nonce: bytes, words: RingArray) -> None:
         """Store nonce || sum share durably, replacing one that was never signed."""
         draft = self.path / "sum.draft"
-        with _disk_errors(), draft.open("wb") as file:
+        with disk_errors(_STATE), draft.open("wb") as file:
             file.write(nonce)
             file.write(words.data.cast("B"))
             file.flush()
             os.fsync(file.fileno())
-        with _disk_errors():
+        with disk_errors(_STATE):
             draft.replace(self.path / "sum")
-            _sync_folder(self.path)
+            sync_folder(self.path)
 
     def read_sum(self) -> bytes:
         """Return nonce || sum share.
@@ -195,7 +197,7 @@ class PartFolder:
         Raises:
             StateError: The file is gone or cannot be read.
         """
-        with _disk_errors():
+        with disk_errors(_STATE):
             return (self.path / "sum").read_bytes()
 
     def erase_parts(self, keep: Collection[bytes] = ()) -> None:
@@ -205,7 +207,7 @@ class PartFolder:
             StateError: The disk does not take it.
         """
         kept = {self.part(header) for header in keep}
-        with _disk_errors():
+        with disk_errors(_STATE):
             for file in [*self.path.glob("*.part"), *self.path.glob("*.draft")]:
                 if file not in kept:
                     # An upload that ends at this moment removes its draft itself.
@@ -219,7 +221,7 @@ class PartFolder:
         """
         # Under its new name no upload finds it any more, to begin a draft in it or to remove one from it.
         aside = self.path.with_suffix(f".{secrets.token_hex(4)}{_ERASED}")
-        with _disk_errors(), contextlib.suppress(FileNotFoundError):
+        with disk_errors(_STATE), contextlib.suppress(FileNotFoundError):
             self.path.rename(aside)
         for folder in self.path.parent.glob(f"{self.path.name}.*{_ERASED}"):
             erase_folder(folder)
@@ -298,7 +300,7 @@ def sum_parts(layout: Layout, parts: Sequence[tuple[Path, bool]]) -> RingArray:
 
 def _add_part(total: RingArray, path: Path, holds_vector: bool) -> None:
     expected = NONCE_BYTES + (total.nbytes if holds_vector else compressed.SEED_BYTES)
-    with _disk_errors(), path.open("rb", buffering=0) as file:
+    with disk_errors(_STATE), path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if size != expected or len(file.read(NONCE_BYTES)) != NONCE_BYTES:
             raise StateError(f"a stored part has {size} bytes, {expected} were stored: the state is damaged")
@@ -324,19 +326,3 @@ def _pieces(descriptor: int, like: RingArray) -> Iterator[RingArray]:
             view = view[taken:]
         left -= piece.size
         yield piece
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StateError(f"the aggregator's state cannot be read or written: {error.strerror}") from error

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from fedsec.cli.options import add_final_json
 from fedsec.cli.output import print_json
 from fedsec.lab.progress import PlainReporter, Reporter
 
@@ -26,9 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="PART",
         help="some parts instead of all; a wrong one is answered with all there are",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object at the end and nothing else"
-    )
+    add_final_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:

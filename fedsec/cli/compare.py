@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fedsec.cli.options import add_final_json, add_overrides, add_runs
 from fedsec.cli.output import print_json, reporter
 from fedsec.lab.compare import run_comparison
 from fedsec.lab.compare_report import print_comparison
@@ -21,20 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SCENARIO",
         help="a folder with scenario.toml, or a TOML file; what `fedsec demo` trains by default",
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="override one value, e.g. training.rounds=3; may be repeated",
-    )
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go; runs by default"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object at the end and nothing else"
-    )
+    add_overrides(parser)
+    add_runs(parser)
+    add_final_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from fedsec.cli.options import add_final_json, add_runs
 from fedsec.cli.output import print_json, reporter
 from fedsec.lab.demo import demo_scenario, run_demo
 from fedsec.lab.report import print_summary
@@ -14,12 +14,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--rounds", type=int, metavar="N", help="federated rounds; 6 by default")
     parser.add_argument("--examples", type=int, metavar="N", help="training images in all; 60000 by default")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go; runs by default"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object at the end and nothing else"
-    )
+    add_runs(parser)
+    add_final_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fedsec.cli.options import add_final_json, add_overrides, add_runs
 from fedsec.cli.output import print_json, reporter
 from fedsec.lab.engines import ENGINES
 from fedsec.lab.report import print_summary
@@ -17,14 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "scenario", type=Path, metavar="SCENARIO", help="a folder with scenario.toml, or a TOML file"
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="override one value, e.g. training.rounds=3; may be repeated",
-    )
+    add_overrides(parser)
     parser.add_argument(
         "--engine",
         choices=ENGINES,
@@ -32,12 +26,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="where hospitals and server run: in this process (default), in Flower's simulation engine with"
         " Ray, or as Flower's SuperLink with a SuperNode for each hospital",
     )
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go; runs by default"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object at the end and nothing else"
-    )
+    add_runs(parser)
+    add_final_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -33,16 +33,25 @@ def evaluate(
     Raises:
         InputError: If images, labels or parameters do not fit the model.
     """
-    if len(images) == 0 or len(images) != len(labels):
-        raise InputError(
-            f"{len(images)} images and {len(labels)} labels: expected the same number, at least one"
-        )
+    check_examples(images, labels)
     set_parameters(model, parameters)
     answers = predict(model, images)
     losses = keras.losses.sparse_categorical_crossentropy(
         labels, answers, from_logits=not gives_probabilities(model)
     )
     return float(np.mean(losses)), float(np.mean(answers.argmax(axis=-1) == labels))
+
+
+def check_examples(images: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]) -> None:
+    """Check that there are examples, each with a label.
+
+    Raises:
+        InputError: If there are none, or labels and images differ in number.
+    """
+    if len(images) == 0 or len(images) != len(labels):
+        raise InputError(
+            f"{len(images)} images and {len(labels)} labels: expected the same number, at least one"
+        )
 
 
 def predict(model: keras.Model, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedsec.errors import InputError
 from fedsec.learning.backend import keras, tf
-from fedsec.learning.evaluation import Parameters, gives_probabilities, set_parameters
+from fedsec.learning.evaluation import Parameters, check_examples, gives_probabilities, set_parameters
 
 
 class LocalTrainer:
@@ -66,10 +65,7 @@ class LocalTrainer:
         Raises:
             InputError: If images, labels or parameters do not fit the model.
         """
-        if len(images) == 0 or len(images) != len(labels):
-            raise InputError(
-                f"{len(images)} images and {len(labels)} labels: expected the same number, at least one"
-            )
+        check_examples(images, labels)
         set_parameters(self.model, parameters)
         for variable, value in zip(self._optimizer.variables, self._fresh, strict=True):
             variable.assign(value)

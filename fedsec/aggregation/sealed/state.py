@@ -24,6 +24,7 @@ import msgspec
 import numpy as np
 
 from fedsec.aggregation.announcement import MOST_WORDS, SESSION_BYTES, Member
+from fedsec.aggregation.disk import disk_errors, sync_folder
 from fedsec.aggregation.encoding import ArraySpec
 from fedsec.aggregation.signing import DIGEST_BYTES, Buffer
 from fedsec.errors import ProtocolError, StateError
@@ -36,6 +37,7 @@ MOST_SESSIONS = 64
 _MAGIC = b"fedsec sealed state 2\0\0\0"
 _MOST_HEADER = 1 << 22
 _SUFFIX = ".state"
+_STATE = "the sealed state"
 _Read = Callable[[int], bytes]
 _ReadInto = Callable[[memoryview], int]
 _Hear = Callable[[Buffer], None]
@@ -112,7 +114,7 @@ class SealedStates:
                 f"{MOST_SESSIONS} sealed models are kept in {self._root}; remove those that are not served"
             )
         draft = folder / f"{state.number}.{secrets.token_hex(4)}.draft"
-        with _disk_errors():
+        with disk_errors(_STATE):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
                 _write(draft, state)
@@ -120,7 +122,7 @@ class SealedStates:
             finally:
                 draft.unlink(missing_ok=True)
             for synced in (folder, self._root):
-                _sync_folder(synced)
+                sync_folder(synced)
 
     def read(self, session: bytes, number: int) -> SealedState:
         """Read a state and check that it is whole.
@@ -183,7 +185,7 @@ class SealedStates:
         """
         folder = self._folder(session)
         kept = {self._path(session, number) for number in numbers}
-        with _disk_errors():
+        with disk_errors(_STATE):
             for path in [*folder.glob(f"*{_SUFFIX}"), *folder.glob("*.draft")]:
                 if path not in kept:
                     path.unlink(missing_ok=True)
@@ -193,7 +195,7 @@ class SealedStates:
         path = self._path(session, number)
         if not path.is_file():
             raise ProtocolError(f"there is no sealed state {number} of session {session.hex()[:8]} here")
-        with _disk_errors(), path.open("rb") as file:
+        with disk_errors(_STATE), path.open("rb") as file:
             yield file
 
     def _folder(self, session: bytes) -> Path:
@@ -274,19 +276,3 @@ def _deaf(_: Buffer) -> None:
 
 def _is_session(name: str) -> bool:
     return len(name) == 2 * SESSION_BYTES and all(one in "0123456789abcdef" for one in name)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StateError(f"the sealed state cannot be read or written: {error.strerror}") from error

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fedsec.errors import InputError, UsageError
+from fedsec.errors import UsageError
 from fedsec.learning.backend import keras
-from fedsec.learning.evaluation import Parameters, gives_probabilities, set_parameters
+from fedsec.learning.evaluation import Parameters, check_examples, gives_probabilities, set_parameters
 from fedsec.learning.private.model import make_private
 from fedsec.learning.private.network import examined
 from fedsec.privacy.accounting import SampledGaussian, epsilon_of, noise_for, rounded_up
@@ -95,10 +95,7 @@ class PrivateTrainer:
             StateError: The ledger cannot be written.
             InputError: If images, labels or parameters do not fit the model.
         """
-        if len(images) == 0 or len(images) != len(labels):
-            raise InputError(
-                f"{len(images)} images and {len(labels)} labels: expected the same number, at least one"
-            )
+        check_examples(images, labels)
         *before, mechanism = ledger.charge(functools.partial(self._planned, len(images)))
         settings = PrivacySettings(
             l2_norm_clip=self._privacy.l2_norm_clip,
