@@ -15,7 +15,7 @@ from fedsec.aggregation.aggregator import Aggregator
 from fedsec.aggregation.announcement import Announcement, Member, RoundId, decode_announcement, encode_config
 from fedsec.aggregation.client import HospitalClient
 from fedsec.aggregation.collector import Collector, RoundResult
-from fedsec.aggregation.encoding import ClipReport, clip_update, decode_sum, encode_update
+from fedsec.aggregation.encoding import ClipReport, decode_sum, encode_update
 from fedsec.aggregation.memory import MemoryNetwork
 from fedsec.aggregation.messages import Signed
 from fedsec.aggregation.planner import ArraySpec, Encoding, Layout, MetricSpec, plan_encoding
@@ -44,7 +44,6 @@ __all__ = [
     "Signed",
     "TrustFile",
     "TrustLimits",
-    "clip_update",
     "decode_announcement",
     "decode_sum",
     "encode_config",

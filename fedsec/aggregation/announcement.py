@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from fedsec.aggregation.encoding import ArraySpec, Encoding, Layout, MetricSpec
+from fedsec.aggregation.planner import ArraySpec, Encoding, Layout, MetricSpec
 from fedsec.aggregation.sealed.terms import Sealed, sealed_faults
 from fedsec.aggregation.signing import DIGEST_BYTES, PUBLIC_KEY_BYTES, Signer, digest, sign
 from fedsec.errors import ProtocolError, UsageError

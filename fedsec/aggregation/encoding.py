@@ -11,73 +11,21 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsec.aggregation.checksum import PIECE_WORDS
-from fedsec.aggregation.planner import (
-    COARSEST_ERROR,
-    ENCODING_VERSION,
-    ArraySpec,
-    Encoding,
-    Layout,
-    MetricSpec,
-    WeightRule,
-    plan_encoding,
-)
+from fedsec.aggregation.planner import ArraySpec, Encoding, Layout, MetricSpec
 from fedsec.errors import InputError, RangeError, RoundAbortedError
 from fedsec.ring import RingArray, signed
 
-__all__ = [
-    "COARSEST_ERROR",
-    "ENCODING_VERSION",
-    "ArraySpec",
-    "ClipReport",
-    "DecodedSum",
-    "Encoding",
-    "Floats",
-    "Layout",
-    "MetricSpec",
-    "UpdateWords",
-    "WeightRule",
-    "clip_update",
-    "decode_sum",
-    "encode_update",
-    "plan_encoding",
-]
+__all__ = ["ClipReport", "DecodedSum", "Floats", "UpdateWords", "decode_sum", "encode_update"]
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class ClipReport:
-    """How much :func:`clip_update` changed."""
+    """How many of a contribution's values were out of their ranges; ``total`` is 0 where none may be."""
 
     clipped: int
     total: int
-
-    @property
-    def fraction(self) -> float:
-        """The part of all elements that was clipped."""
-        return self.clipped / self.total if self.total else 0.0
-
-
-def clip_update(
-    update: Sequence[npt.NDArray[Any]], specs: Sequence[ArraySpec]
-) -> tuple[list[Floats], ClipReport]:
-    """Clip each array to its range and say how many elements that changed.
-
-    Returns:
-        The clipped arrays as float64 and the report. What is not finite stays so: encoding refuses it.
-
-    Raises:
-        InputError: The number of arrays is not that of the specs.
-    """
-    if len(update) != len(specs):
-        msg = f"expected {len(specs)} arrays, got {len(update)}; nothing was clipped"
-        raise InputError(msg)
-    values = [np.asarray(array, dtype=np.float64) for array in update]
-    clipped = sum(
-        int(np.count_nonzero(np.abs(array) > spec.clip)) for array, spec in zip(values, specs, strict=True)
-    )
-    report = ClipReport(clipped=clipped, total=sum(array.size for array in values))
-    return [_clip(array, spec.clip) for array, spec in zip(values, specs, strict=True)], report
 
 
 class UpdateWords:
@@ -229,11 +177,6 @@ def _saturated(
     largest, counted = layout.encoding.largest_weight, layout.encoding.weights != "equal"
     heavy = counted and isinstance(num_examples, int | np.integer) and num_examples > largest
     return (largest if heavy else num_examples), limited, changed + heavy
-
-
-def _clip(array: Floats, clip: float) -> Floats:
-    limited: Floats = np.where(np.isfinite(array), np.clip(array, -clip, clip), array)
-    return limited
 
 
 @dataclass(frozen=True, slots=True)

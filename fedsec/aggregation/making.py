@@ -16,7 +16,6 @@ import numpy as np
 
 from fedsec.aggregation.announcement import Announcement
 from fedsec.aggregation.checksum import PIECE_WORDS, Checksum
-from fedsec.aggregation.encoding import ENCODING_VERSION
 from fedsec.aggregation.messages import (
     HEADER_VERSION,
     NONCE_BYTES,
@@ -27,6 +26,7 @@ from fedsec.aggregation.messages import (
     part_digest,
     seal,
 )
+from fedsec.aggregation.planner import ENCODING_VERSION
 from fedsec.aggregation.signing import Signer
 from fedsec.ring import RingArray
 from fedsec.sharing import compressed

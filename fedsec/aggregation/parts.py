@@ -16,9 +16,9 @@ import numpy as np
 from fedsec.aggregation.announcement import Announcement
 from fedsec.aggregation.checksum import Checksum
 from fedsec.aggregation.disk import disk_errors, sync_folder
-from fedsec.aggregation.encoding import Layout
 from fedsec.aggregation.making import UploadParts, make_parts
 from fedsec.aggregation.messages import NONCE_BYTES
+from fedsec.aggregation.planner import Layout
 from fedsec.aggregation.signing import Buffer
 from fedsec.errors import ProtocolError, StateError
 from fedsec.ring import RingArray, ring_of

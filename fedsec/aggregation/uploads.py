@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fedsec.aggregation.announcement import Announcement
-from fedsec.aggregation.encoding import ENCODING_VERSION
 from fedsec.aggregation.messages import (
     HEADER_VERSION,
     MOST_HEADER_BYTES,
@@ -14,6 +13,7 @@ from fedsec.aggregation.messages import (
     read,
     unseal,
 )
+from fedsec.aggregation.planner import ENCODING_VERSION
 from fedsec.aggregation.signing import DIGEST_BYTES
 from fedsec.errors import ProtocolError, TrustError
 from fedsec.transport import Peer

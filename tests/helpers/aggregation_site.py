@@ -24,9 +24,9 @@ import pytest
 import fedsec
 from fedsec.aggregation.announcement import Announcement, Member, array_digest, encode_config, members
 from fedsec.aggregation.collector import Collector, RoundResult
-from fedsec.aggregation.encoding import ArraySpec, MetricSpec, plan_encoding
 from fedsec.aggregation.links import TlsLinks
 from fedsec.aggregation.messages import GetReceipt, Receipt, Signed
+from fedsec.aggregation.planner import ArraySpec, MetricSpec, plan_encoding
 from fedsec.aggregation.trust import TrustLimits
 from fedsec.cluster.cluster import PARTY_COMMAND, Cluster
 from fedsec.cluster.process import PartyProcess

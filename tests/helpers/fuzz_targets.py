@@ -23,7 +23,7 @@ from fuzzing import KEPT, SOMEBODY, Target, folder
 from PIL import Image
 from small_plan import LOGITS
 
-from fedsec.aggregation.encoding import ArraySpec
+from fedsec.aggregation.planner import ArraySpec
 from fedsec.aggregation.sealed.state import SealedState, SealedStates
 from fedsec.aggregation.trust import TrustFile, TrustLimits
 from fedsec.cluster.certificates import Authority

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsec.aggregation.encoding import ArraySpec
+from fedsec.aggregation.planner import ArraySpec
 from fedsec.aggregation.sealed.state import SealedState, SealedStates
 from fedsec.nn.network import AveragePoolLayer, ConvLayer, DenseLayer, FlattenLayer, Network, ReluLayer
 from fedsec.nn.planner import plan_unseen

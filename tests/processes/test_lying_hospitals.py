@@ -35,9 +35,10 @@ from fedsec.aggregation.announcement import (
     members,
     sign_announcement,
 )
-from fedsec.aggregation.encoding import ArraySpec, encode_update, plan_encoding
+from fedsec.aggregation.encoding import encode_update
 from fedsec.aggregation.messages import Signed, UploadHeader, part_digest, seal
 from fedsec.aggregation.parts import UploadParts, make_parts
+from fedsec.aggregation.planner import ArraySpec, plan_encoding
 from fedsec.aggregation.trust import TrustFile, TrustLimits
 from fedsec.cluster.certificates import Authority
 from fedsec.errors import RoundAbortedError, TrustError

@@ -18,7 +18,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from fedsec.aggregation.encoding import ArraySpec, Encoding
+from fedsec.aggregation.planner import ArraySpec, Encoding
 from fedsec.errors import RangeError
 from fedsec.mpc import Party, lift, multiply_fraction, reshare, truncate
 from fedsec.ring import RING64, RingArray

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from fedsec.aggregation.announcement import Announcement, RoundId, array_digest, decode_announcement
-from fedsec.aggregation.encoding import ArraySpec
 from fedsec.aggregation.messages import Announce, Received
+from fedsec.aggregation.planner import ArraySpec
 from fedsec.aggregation.round import Round
 from fedsec.aggregation.sealed.links import SealedLinks
 from fedsec.aggregation.sealed.making import StateMaker, require_sealed, state_of

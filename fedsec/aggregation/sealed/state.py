@@ -25,7 +25,7 @@ import numpy as np
 
 from fedsec.aggregation.announcement import MOST_WORDS, SESSION_BYTES, Member
 from fedsec.aggregation.disk import disk_errors, sync_folder
-from fedsec.aggregation.encoding import ArraySpec
+from fedsec.aggregation.planner import ArraySpec
 from fedsec.aggregation.signing import DIGEST_BYTES, Buffer
 from fedsec.errors import ProtocolError, StateError
 from fedsec.ring import RING64, RingArray

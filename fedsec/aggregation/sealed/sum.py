@@ -13,8 +13,8 @@ import numpy as np
 
 from fedsec.aggregation.announcement import Announcement
 from fedsec.aggregation.context import commitment
-from fedsec.aggregation.encoding import Layout
 from fedsec.aggregation.messages import NONCE_BYTES
+from fedsec.aggregation.planner import Layout
 from fedsec.aggregation.signing import DIGEST_BYTES, Buffer, digest
 from fedsec.errors import ProtocolError
 from fedsec.ring import RingArray

@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from fedsec.aggregation.encoding import ArraySpec, Floats
+from fedsec.aggregation.encoding import Floats
+from fedsec.aggregation.planner import ArraySpec
 from fedsec.aggregation.signing import DIGEST_BYTES, digest
 from fedsec.errors import InputError, RangeError
 from fedsec.ring import RING64, RingArray, signed

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsec.aggregation.encoding import ArraySpec, plan_encoding
+from fedsec.aggregation.planner import ArraySpec, plan_encoding
 from fedsec.aggregation.sealed.plan import change_of, plan_division
 from fedsec.aggregation.sealed.terms import (
     SEALED_FRACTION_BITS,

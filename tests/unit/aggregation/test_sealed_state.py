@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedsec.aggregation.announcement import Member
-from fedsec.aggregation.encoding import ArraySpec
+from fedsec.aggregation.planner import ArraySpec
 from fedsec.aggregation.sealed import state as sealed_state
 from fedsec.aggregation.sealed.state import SealedState, SealedStates
 from fedsec.errors import ProtocolError, StateError

@@ -24,8 +24,9 @@ from flwr.common.serde import message_to_proto
 from flwr.serverapp.strategy import FedAvg
 from single_values import Found, Secrets, scan
 
-from fedsec.aggregation.encoding import ArraySpec, Layout, MetricSpec, encode_update, plan_encoding
+from fedsec.aggregation.encoding import encode_update
 from fedsec.aggregation.messages import NONCE_BYTES
+from fedsec.aggregation.planner import ArraySpec, Layout, MetricSpec, plan_encoding
 from fedsec.federation import strategy as strategy_module
 from fedsec.federation.mod import SecureAggregationMod
 from fedsec.federation.plan import RoundPlan

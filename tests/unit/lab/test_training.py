@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
-from fedsec.aggregation.encoding import plan_encoding
+from fedsec.aggregation.planner import plan_encoding
 from fedsec.errors import RoundAbortedError
 from fedsec.federation.observer import SimulationObserver
 from fedsec.federation.strategy import SecureRound
