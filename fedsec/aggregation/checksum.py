@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedsec.aggregation.planner import Layout
-from fedsec.ring import KeyedStream, RingArray, derive_key
+from fedsec.ring import KeyedStream, Ring, RingArray, derive_key
 
 PIECE_WORDS = 1 << 16
 """Vectors are worked on in pieces that stay in the second-level cache, several passes each."""
@@ -45,7 +45,7 @@ class Checksum:
 
     def running(self) -> RunningChecksum:
         """Return a checksum of nothing yet, for words that come piece by piece."""
-        return RunningChecksum(self._words, self._key, self._rho)
+        return RunningChecksum(self._words, self._ring, self._key, self._rho)
 
     def _made(self, words: int) -> RingArray:
         rho = KeyedStream(self._key).words(words, self._ring)
@@ -58,24 +58,24 @@ class RunningChecksum:
 
     Args:
         words: Words before the checksum word.
+        ring: Their ring.
         key: Makes the coefficients: one stream from its beginning for every upload, as they are public.
         rho: The coefficients, if they are kept.
     """
 
-    def __init__(self, words: int, key: bytes, rho: RingArray | None) -> None:
-        self._words, self._key, self._rho = words, key, rho
+    def __init__(self, words: int, ring: Ring, key: bytes, rho: RingArray | None) -> None:
+        self._words, self._ring, self._key, self._rho = words, ring, key, rho
         self._stream: KeyedStream | None = None
-        self._at, self._sum, self._bits = 0, 0, 0
+        self._at, self._sum = 0, 0
         self._scratch: RingArray | None = None
 
     @property
     def value(self) -> int:
         """The sum so far, mod 2^k."""
-        return self._sum % (1 << self._bits) if self._bits else 0
+        return self._sum % self._ring.modulus
 
     def add(self, words: RingArray) -> None:
         """Take the next words, of any number; what is behind the checksum word is not looked at."""
-        self._bits = 8 * words.itemsize
         own = words[: max(0, self._words - self._at)]
         for start in range(0, own.size, PIECE_WORDS):
             piece = own[start : start + PIECE_WORDS]

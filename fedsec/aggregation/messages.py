@@ -21,6 +21,7 @@ from fedsec.aggregation.signing import (
     Signer,
     begin_digest,
     check_signature,
+    digest_stream,
     sign,
 )
 from fedsec.errors import ProtocolError
@@ -312,10 +313,7 @@ def part_digest(upload_id: bytes, recipient: str, chunks: Iterable[Buffer], size
         chunks: nonce || body in pieces.
         size: Bytes of nonce and body together.
     """
-    state = begin_part_digest(upload_id, recipient, size)
-    for chunk in chunks:
-        state.update(chunk)
-    return state.digest()
+    return digest_stream("part", (upload_id, recipient.encode()), chunks, size)
 
 
 def begin_part_digest(upload_id: bytes, recipient: str, size: int) -> Hash:

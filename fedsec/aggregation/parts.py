@@ -16,7 +16,6 @@ import numpy as np
 from fedsec.aggregation.announcement import Announcement
 from fedsec.aggregation.checksum import Checksum
 from fedsec.aggregation.disk import disk_errors, sync_folder
-from fedsec.aggregation.making import UploadParts, make_parts
 from fedsec.aggregation.messages import NONCE_BYTES
 from fedsec.aggregation.planner import Layout
 from fedsec.aggregation.signing import Buffer
@@ -29,9 +28,7 @@ __all__ = [
     "PartChecksum",
     "PartFolder",
     "PartWriter",
-    "UploadParts",
     "erase_folder",
-    "make_parts",
     "part_bytes",
     "sum_parts",
 ]

@@ -31,6 +31,7 @@ from aggregation_world import Contribution, FakeIdentity, World, contribution, r
 
 from fedsec.aggregation import Aggregator, Announcement, Collector, MemoryNetwork, RoundResult, Signed
 from fedsec.aggregation.encoding import encode_update
+from fedsec.aggregation.making import UploadParts, make_parts
 from fedsec.aggregation.messages import (
     AbortRound,
     Announce,
@@ -49,7 +50,7 @@ from fedsec.aggregation.messages import (
     read,
     seal,
 )
-from fedsec.aggregation.parts import PartFolder, PartWriter, UploadParts, make_parts
+from fedsec.aggregation.parts import PartFolder, PartWriter
 from fedsec.aggregation.store import Store
 from fedsec.errors import (
     FedsecError,

@@ -21,6 +21,7 @@ from fuzzing import KEPT, SOMEBODY, Target, folder
 from fedsec.aggregation.aggregator import Aggregator
 from fedsec.aggregation.collector import Collector
 from fedsec.aggregation.encoding import encode_update
+from fedsec.aggregation.making import make_parts
 from fedsec.aggregation.messages import (
     LABELS,
     Announce,
@@ -41,7 +42,6 @@ from fedsec.aggregation.messages import (
     UploadList,
     header_digest,
 )
-from fedsec.aggregation.parts import make_parts
 from fedsec.aggregation.receipt_file import ReceiptFile, Receipts, verify_receipt
 from fedsec.aggregation.receipts import check_receipt
 from fedsec.aggregation.signing import sign

@@ -23,6 +23,7 @@ import pytest
 from fedsec.aggregation import HospitalClient, TrustFile
 from fedsec.aggregation.encoding import encode_update
 from fedsec.aggregation.links import TlsLinks
+from fedsec.aggregation.making import make_parts
 from fedsec.aggregation.messages import (
     ChainHead,
     GetReceipt,
@@ -36,7 +37,6 @@ from fedsec.aggregation.messages import (
     UploadList,
     seal,
 )
-from fedsec.aggregation.parts import make_parts
 from fedsec.cluster.certificates import Authority
 from fedsec.cluster.keys import make_local_keys
 from fedsec.errors import TrustError

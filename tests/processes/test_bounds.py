@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from fedsec.aggregation.encoding import encode_update
-from fedsec.aggregation.parts import UploadParts, make_parts
+from fedsec.aggregation.making import UploadParts, make_parts
 from fedsec.transport import Identity, Limits
 
 # Test modules are no package here, so what several of them share is found by path.

@@ -25,8 +25,8 @@ from fedsec.aggregation.client import HospitalClient
 from fedsec.aggregation.collector import RoundResult
 from fedsec.aggregation.encoding import encode_update
 from fedsec.aggregation.links import TlsLinks
+from fedsec.aggregation.making import make_parts
 from fedsec.aggregation.messages import CollectSum, GetReceipt, Receipt, Stored, SumShare, Upload
-from fedsec.aggregation.parts import make_parts
 from fedsec.aggregation.trust import TrustFile
 from fedsec.errors import FedsecError, PeerLostError, ProtocolError, RoundAbortedError
 from fedsec.transport import Deadline, Identity

@@ -36,8 +36,8 @@ from fedsec.aggregation.announcement import (
     sign_announcement,
 )
 from fedsec.aggregation.encoding import encode_update
+from fedsec.aggregation.making import UploadParts, make_parts
 from fedsec.aggregation.messages import Signed, UploadHeader, part_digest, seal
-from fedsec.aggregation.parts import UploadParts, make_parts
 from fedsec.aggregation.planner import ArraySpec, plan_encoding
 from fedsec.aggregation.trust import TrustFile, TrustLimits
 from fedsec.cluster.certificates import Authority

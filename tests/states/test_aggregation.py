@@ -8,6 +8,7 @@ from aggregation_world import FakeIdentity, World, contribution, replaced, soon
 
 from fedsec.aggregation import HospitalClient
 from fedsec.aggregation.encoding import encode_update
+from fedsec.aggregation.making import make_parts
 from fedsec.aggregation.messages import (
     AbortRound,
     Announce,
@@ -27,7 +28,6 @@ from fedsec.aggregation.messages import (
     UploadList,
     seal,
 )
-from fedsec.aggregation.parts import make_parts
 from fedsec.aggregation.store import State
 from fedsec.errors import FedsecError, ProtocolError, RoundAbortedError, StateError, TrustError, UsageError
 from fedsec.transport import Role

@@ -11,8 +11,9 @@ import pytest
 from aggregation_world import World, contribution, soon
 
 from fedsec.aggregation.encoding import encode_update
+from fedsec.aggregation.making import make_parts
 from fedsec.aggregation.messages import CollectSum, FinishRound, SetSignature, Upload, UploadList
-from fedsec.aggregation.parts import PartWriter, make_parts, sum_parts
+from fedsec.aggregation.parts import PartWriter, sum_parts
 from fedsec.aggregation.store import _sqlite_errors
 from fedsec.errors import FedsecError, PeerLostError, ProtocolError, RoundAbortedError, StateError
 

@@ -11,6 +11,7 @@ from aggregation_world import FakeIdentity, World, contribution, replaced, soon
 from fedsec.aggregation import HospitalClient
 from fedsec.aggregation.checksum import Checksum
 from fedsec.aggregation.encoding import encode_update
+from fedsec.aggregation.making import make_parts
 from fedsec.aggregation.messages import (
     AbortRound,
     Announce,
@@ -32,7 +33,6 @@ from fedsec.aggregation.messages import (
     read,
     seal,
 )
-from fedsec.aggregation.parts import make_parts
 from fedsec.errors import FedsecError, PeerLostError, ProtocolError, RoundAbortedError, StateError, TrustError
 from fedsec.sharing import compressed
 from fedsec.transport import Role
