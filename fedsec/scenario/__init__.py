@@ -8,6 +8,7 @@ from fedsec.scenario.scenario import (
     StrategySettings,
     TrainingSettings,
 )
+from fedsec.scenario.study import StudySettings
 
 __all__ = [
     "AggregationSettings",
@@ -15,5 +16,6 @@ __all__ = [
     "Scenario",
     "ServingSettings",
     "StrategySettings",
+    "StudySettings",
     "TrainingSettings",
 ]

@@ -17,10 +17,8 @@ key is an error that names the nearest known one. The resolved scenario is store
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import tomllib
-import typing
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +26,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from fedsec.errors import ScenarioError
+from fedsec.scenario.keys import apply_override, check_key, check_keys, readable
+from fedsec.scenario.study import StudySettings
 from fedsec.transport import toml
 
 FILE_NAME = "scenario.toml"
@@ -172,6 +172,7 @@ class Scenario:
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     aggregation: AggregationSettings = field(default_factory=AggregationSettings)
     serving: ServingSettings = field(default_factory=ServingSettings)
+    study: StudySettings = field(default_factory=StudySettings)
 
     def __post_init__(self) -> None:
         """Refuse settings that are fine alone and impossible together."""
@@ -200,6 +201,8 @@ class Scenario:
                 f"training.examples = {self.training.examples} images cannot be shared out over"
                 f" hospitals.count = {hospitals.count} hospitals: each needs at least one"
             )
+        # Wrong values of a study are found before its first run, not hours later.
+        self.runs()
 
     @classmethod
     def load(cls, path: Path | str, overrides: Iterable[str] = ()) -> Scenario:
@@ -236,14 +239,14 @@ class Scenario:
         Raises:
             ScenarioError: As in ``load``.
         """
-        _check_keys(cls, values, (), origin)
+        check_keys(cls, values, origin)
         merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
         for override in overrides:
-            _apply(override, merged)
+            apply_override(cls, override, merged)
         try:
             return msgspec.convert(merged, cls)
         except msgspec.ValidationError as error:
-            raise ScenarioError(f"{origin}: {_readable(str(error))}") from error
+            raise ScenarioError(f"{origin}: {readable(cls, str(error))}") from error
 
     def override(self, *overrides: str) -> Scenario:
         """Return a copy with ``section.key=value`` texts applied.
@@ -253,6 +256,22 @@ class Scenario:
         """
         return self.from_values(self.values(), overrides, origin=self.name)
 
+    def runs(self) -> tuple[Scenario, ...]:
+        """Return the runs of the study in order, each without one; only this run where nothing differs.
+
+        Raises:
+            ScenarioError: A key is unknown or a value does not fit.
+        """
+        if not self.study.wanted:
+            return (self,)
+        once = dataclasses.replace(self, study=StudySettings())
+        if not self.study.values:
+            return (once,)
+        key = self.study.key
+        check_key(type(self), key.split("."), self.study.values[0], "study.key")
+        texts = [f"{key}={json.dumps(value)}" for value in self.study.values]
+        return tuple(self.from_values(once.values(), [text], origin=f"study: {text}") for text in texts)
+
     def values(self) -> dict[str, Any]:
         """Return every key and value, nested as in a file."""
         return dataclasses.asdict(self)
@@ -260,93 +279,3 @@ class Scenario:
     def to_toml(self) -> str:
         """Return the resolved scenario as TOML text; ``load`` reads the same scenario back."""
         return toml.dumps(self.values())
-
-
-def _apply(override: str, values: dict[str, Any]) -> None:
-    name, equals, text = override.partition("=")
-    keys = tuple(part.strip() for part in name.split("."))
-    if not equals or not all(keys):
-        raise ScenarioError(f"expected section.key=value, for example training.rounds=3, got {override!r}")
-    value = _parse_value(text.strip())
-    nested: Any = value
-    for key in reversed(keys):
-        nested = {key: nested}
-    _check_keys(Scenario, nested, (), "--set")
-    section = values
-    for key in keys[:-1]:
-        section = section.setdefault(key, {})
-    section[keys[-1]] = value
-
-
-def _parse_value(text: str) -> object:
-    """Return the value that ``text`` means in TOML, or the text itself where it means none.
-
-    So ``3`` is an integer, ``true`` a boolean, ``[0, 1]`` a list, and ``fedavg`` needs no quotes.
-    """
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):
-        return text
-    return parsed["value"] if set(parsed) == {"value"} else text
-
-
-def _check_keys(cls: type, values: Mapping[str, Any], path: tuple[str, ...], origin: str) -> None:
-    """Refuse a key that the dataclass does not have, at any depth, naming the nearest one."""
-    hints = typing.get_type_hints(cls)
-    for key, value in values.items():
-        if key not in hints:
-            raise ScenarioError(f"{origin}: {_unknown((*path, key))}")
-        section = dataclasses.is_dataclass(hints[key])
-        if section and not isinstance(value, Mapping):
-            raise ScenarioError(f"{origin}: [{key}] is a section, got a plain value: use {key}.KEY=value")
-        if not section and isinstance(value, Mapping):
-            name = ".".join((*path, key))
-            raise ScenarioError(f"{origin}: {name} is one value, got a section: use {name}=value")
-        if section:
-            _check_keys(typing.cast(type, hints[key]), value, (*path, key), origin)
-
-
-def _unknown(path: tuple[str, ...]) -> str:
-    known = [".".join(name) for name in _known_keys(Scenario)]
-    wanted = ".".join(path)
-    # The last part alone finds a key that was put into the wrong section.
-    by_last = {name.rpartition(".")[2]: name for name in known}
-    near = [by_last[path[-1]]] if path[-1] in by_last else difflib.get_close_matches(wanted, known, n=1)
-    near = near or [by_last[last] for last in difflib.get_close_matches(path[-1], by_last, n=1)]
-    hint = f"did you mean {near[0]!r}?" if near else f"known sections: {', '.join(_sections())}"
-    return f"unknown key {wanted!r}; {hint}"
-
-
-def _known_keys(cls: type, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    keys: list[tuple[str, ...]] = []
-    for name, hint in typing.get_type_hints(cls).items():
-        nested = dataclasses.is_dataclass(hint)
-        keys += _known_keys(typing.cast(type, hint), (*path, name)) if nested else [(*path, name)]
-    return keys
-
-
-def _sections() -> list[str]:
-    return [item.name for item in dataclasses.fields(Scenario) if not isinstance(item.default, str | int)]
-
-
-def _readable(text: str) -> str:
-    """Turn msgspec's ``Expected `int` >= 1 - at `$.hospitals.count` `` around: the key comes first."""
-    what, at, where = text.partition(" - at `$.")
-    if not at:
-        return what[:1].lower() + what[1:]
-    key = where.rstrip("`")
-    allowed = _choices(key.split("[")[0].split("."))
-    what = f"expected {allowed}" if allowed else what[:1].lower() + what[1:]
-    return f"{key}: {what}"
-
-
-def _choices(path: Sequence[str]) -> str:
-    """Return the values that a ``Literal`` key may take, as text; empty for any other key."""
-    hint: Any = Scenario
-    for key in path:
-        hint = typing.get_type_hints(hint)[key]
-    return (
-        " or ".join(repr(value) for value in typing.get_args(hint))
-        if typing.get_origin(hint) is Literal
-        else ""
-    )

@@ -103,3 +103,39 @@ def test_override_values_are_toml_or_bare_words(text: str) -> None:
 def test_an_override_is_one_value_only() -> None:
     with pytest.raises(ScenarioError, match=r"strategy\.name: expected 'fedavg' or"):
         Scenario().override("strategy.name=1\nseed = 2")
+
+
+def test_a_study_is_several_runs_that_differ_in_one_key() -> None:
+    scenario = Scenario.from_values(
+        {"name": "curve", "study": {"key": "privacy.target_epsilon", "values": [0, 2.5], "audits": ["lira"]}}
+    )
+    plain, private = scenario.runs()
+    assert [run.privacy.target_epsilon for run in (plain, private)] == [0, 2.5]
+    assert private == Scenario(name="curve").override("privacy.target_epsilon=2.5")
+    assert Scenario.from_values(tomllib.loads(scenario.to_toml())) == scenario
+
+
+def test_a_study_may_vary_texts_and_may_be_one_run() -> None:
+    varied = Scenario().override("study.key=strategy.name", 'study.values=["fedavg", "fedadam"]')
+    assert [run.strategy.name for run in varied.runs()] == ["fedavg", "fedadam"]
+    assert Scenario().override('study.audits=["inversion"]').runs() == (Scenario(),)
+    assert Scenario().runs() == (Scenario(),)
+
+
+@pytest.mark.parametrize(
+    ("study", "text"),
+    [
+        ({"key": "privacy.epsilon", "values": [1]}, "study.key: unknown key 'privacy.epsilon'; did you mean"),
+        ({"key": "privacy", "values": [1]}, "[privacy] is a section"),
+        ({"key": "training.rounds", "values": [1, 0]}, "study: training.rounds=0: training.rounds: expected"),
+        ({"key": "training.rounds"}, "a study needs both"),
+        ({"values": [1]}, "a study needs both"),
+        ({"key": "study.audits", "values": ["lira"]}, "a study cannot vary itself"),
+        ({"key": "seed", "values": [1, 1]}, "a value stands there twice"),
+        ({"audits": ["lirra"]}, "study.audits[0]: expected 'membership' or 'lira'"),
+    ],
+)
+def test_a_study_that_cannot_run_to_its_end_is_refused(study: dict[str, object], text: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        Scenario.from_values({"study": study})
+    assert text in str(caught.value)
