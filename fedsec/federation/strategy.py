@@ -18,12 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedsec.aggregation.announcement import (
-    SESSION_BYTES,
-    Announcement,
-    Member,
-    RoundId,
-)
+from fedsec.aggregation.announcement import SESSION_BYTES, Announcement, Member, RoundId
 from fedsec.aggregation.collector import Collector, RoundResult
 from fedsec.errors import RoundAbortedError, UsageError
 from fedsec.federation.compatibility import check_strategy, common_content
@@ -38,6 +33,7 @@ from fedsec.federation.records import (
     WEIGHTED_BY_KEY,
     array_names,
     config_items,
+    numpy_of,
     one_reply,
     only_arrays,
     status_of,
@@ -251,7 +247,7 @@ class SecureAggregation(Strategy):
         self, phase: Phase, server_round: int, order: Message, given: tuple[str, ArrayRecord]
     ) -> OpenRound:
         record_name, record = given
-        base = {name: array.numpy() for name, array in record.items()}
+        base = {name: numpy_of(array) for name, array in record.items()}
         round_id = RoundId(self._session_for(phase, server_round), server_round, phase)
         announcement = announce_round(
             self.plan,

@@ -27,6 +27,7 @@ from fedsec.errors import FedsecError
 from fedsec.federation.grid import DropEachRound, InProcessGrid, node_configs, run_server_app
 from fedsec.federation.mod import SecureAggregationMod
 from fedsec.federation.observer import SimulationObserver
+from fedsec.federation.records import numpy_of
 from fedsec.lab.compare import MEASURES
 from fedsec.lab.experiment import log_to
 from fedsec.lab.handover import Handover
@@ -74,7 +75,7 @@ def content_bytes(content: RecordDict) -> int:
     Arrays count as they are in memory, numbers as 8 bytes, texts and bytes by their length.
     """
     records = content.array_records.values()
-    count = sum(array.numpy().nbytes for record in records for array in record.values())
+    count = sum(numpy_of(array).nbytes for record in records for array in record.values())
     values: list[object] = [value for record in content.metric_records.values() for value in record.values()]
     values += [value for record in content.config_records.values() for value in record.values()]
     for value in values:
