@@ -18,30 +18,25 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ArrayRecord, Context, Message, Metadata, MetricRecord
+from flwr.app import Context, Message, Metadata
 from flwr.clientapp.typing import ClientAppCallable
 
-from fedsec.aggregation.announcement import Announcement, RoundId
+from fedsec.aggregation.announcement import Announcement
 from fedsec.aggregation.client import HospitalClient
 from fedsec.aggregation.trust import TrustFile
-from fedsec.errors import FedsecError, RoundAbortedError, UsageError
+from fedsec.errors import FedsecError, UsageError
 from fedsec.federation.orders import Order, Result
-from fedsec.federation.records import (
-    STORED,
-    status_content,
-)
+from fedsec.federation.receipts import ask_receipts
+from fedsec.federation.records import STORED, status_content
 from fedsec.transport import Deadline, Meter
 
 TRUST_VARIABLE = "FEDSEC_TRUST"
 TRUST_NODE_KEY = "fedsec-trust"
 RECEIPT_S = 2.0
 """Longest wait for the receipt of the round before; it is answered at once when that round has ended."""
-
-_Record = TypeVar("_Record", ArrayRecord, MetricRecord)
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +103,7 @@ class SecureAggregationMod:
         """Ask for the receipts of the last uploads, then close the connections of every client."""
         deadline = Deadline.after(RECEIPT_S)
         for client in self._clients.values():
-            _check_receipts(client, deadline)
+            ask_receipts(client, deadline)
         while self._clients:
             self._clients.popitem()[1].close()
 
@@ -121,10 +116,10 @@ class SecureAggregationMod:
             order.announcement, order.signature, list(order.arrays.values()), order.config
         )
         order.check(announcement)
-        _check_receipts(client, Deadline.after(RECEIPT_S), announcement.id)
+        ask_receipts(client, Deadline.after(RECEIPT_S), announcement.id)
         if announcement.sealed is not None and announcement.phase == "train":
             self._sealed[path] = (announcement, order)
-        return _Task(path, client, order, announcement)
+        return _Task(client, order, announcement)
 
     def _client(self, path: Path) -> HospitalClient:
         if path not in self._clients:
@@ -135,19 +130,6 @@ class SecureAggregationMod:
 
 secure_aggregation = SecureAggregationMod()
 """The mod: ``app = ClientApp(mods=[secure_aggregation])``."""
-
-
-def _check_receipts(client: HospitalClient, deadline: Deadline, present: RoundId | None = None) -> None:
-    """Ask the aggregators whether earlier uploads were counted; a warning if not."""
-    for announcement in client.unconfirmed():
-        if announcement.id == present:
-            continue
-        try:
-            client.receipt(announcement, deadline)
-        except RoundAbortedError:
-            _log.info("%s ended without a result; the upload to it is void", announcement.id)
-        except FedsecError as error:
-            _log.warning("no receipt that the upload to %s was counted: %s", announcement.id, error)
 
 
 def trust_path(context: Context) -> Path:
@@ -185,7 +167,6 @@ def _file_of(folder: Path, partition: object) -> Path:
 class _Task:
     """An accepted order of the ServerApp."""
 
-    path: Path
     client: HospitalClient
     order: Order
     announcement: Announcement

@@ -11,11 +11,11 @@ import numpy as np
 from fedsec.aggregation.client import HospitalClient
 from fedsec.aggregation.trust import TrustFile
 from fedsec.errors import RoundAbortedError
+from fedsec.federation.receipts import fetch_receipts
 from fedsec.lab.engines import Engine, check_engine, train_with_flower
 from fedsec.lab.experiment import Experiment, log_to, running
 from fedsec.lab.handover import SealedAt
 from fedsec.lab.progress import Reporter
-from fedsec.lab.receipts import fetch_receipts
 from fedsec.lab.result import HospitalEpsilon, RoundReport, RunResult
 from fedsec.lab.rundir import RunFolder
 from fedsec.lab.sealed import finish_run, plan_run

@@ -63,6 +63,7 @@ class PaperClient:
     failure: Exception | None = None
     refusal: Exception | None = None
     closed: bool = False
+    name: str = "hospital-00"
     meter: Meter = field(default_factory=Meter)
 
     def accept(
