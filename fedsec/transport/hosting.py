@@ -37,6 +37,7 @@ from fedsec.transport.service import (
     outcome,
     send_error,
     send_outcome,
+    serve_call,
     start_reply,
 )
 from fedsec.transport.several import Bell
@@ -76,7 +77,7 @@ class Guests:
     ``keep`` is for the connections' own threads; everything else but ``close`` is for the host's.
 
     Args:
-        route: The one kind of request that the host takes.
+        route: The one kind of request that the host takes; its handler takes no connection over.
         begin: Takes a request that has come whole; ``answer`` or ``hand_over`` must follow for every one.
         bell: Wakes the host.
         seconds: Time for an answer that the peer does not take at once.
@@ -143,16 +144,16 @@ class Guests:
 
     def _take(self, guest: Guest, call: Call) -> None:
         if not call.complete:
-            self.give_back(guest, partial(self._serve, guest, lambda: self._late(call)))
+            self.give_back(guest, partial(self._serve_late, guest, call))
             return
         error = outcome(self._route.tag, call.peer, lambda: self._begin(guest, call))
         if isinstance(error, FedsecError):
             deadline = Deadline.after(self._seconds)
             self.give_back(guest, partial(send_error, guest.channel, self._route.tag, error, deadline))
 
-    def _late(self, call: Call) -> Reply | None:
+    def _serve_late(self, guest: Guest, call: Call) -> None:
         call.let_body_come()
-        return self._route.handler(call)
+        serve_call(guest.channel, self._route, call, self._seconds)
 
     def answer(self, guest: Guest, reply: Reply) -> None:
         """Send an answer; what the peer does not take at once is left to the connection's own thread.
@@ -184,7 +185,7 @@ class Guests:
         return self.give_back(guest, partial(self._serve, guest, work))
 
     def _serve(self, guest: Guest, work: Callable[[], Reply | None]) -> None:
-        answer = outcome(self._route.tag, guest.channel.peer, work) or FedsecError("internal error")
+        answer = outcome(self._route.tag, guest.channel.peer, work)
         send_outcome(guest.channel, self._route.tag, answer, Deadline.after(self._seconds))
 
     def give_back(self, guest: Guest, rest: Rest | None = None) -> bool:

@@ -19,7 +19,7 @@ from fedsec.transport.channel import Channel
 from fedsec.transport.deadline import Deadline
 from fedsec.transport.identity import Identity, Peer, Role
 from fedsec.transport.meter import Meter
-from fedsec.transport.service import Occupation, Refused, Route, outcome, read_request, send_outcome
+from fedsec.transport.service import Occupation, Refused, Reply, Route, read_request, serve_call
 from fedsec.transport.tls import open_server
 
 _LOG = logging.getLogger(__name__)
@@ -109,17 +109,9 @@ def _serve_one(channel: Channel, table: dict[str, Route], limits: Limits, occupa
     except Refused as refused:
         refused.answer(channel, Deadline.after(limits.request_s))
         return False
-    answer = outcome(route.tag, call.peer, lambda: route.handler(call))
-    if call.detached:
-        return True
-    call.body.drop()
-    if answer is None:
-        _LOG.error("%s of %s got no answer from its handler", route.tag, call.peer)
-        answer = FedsecError("internal error")
-    # The handler may have waited until its own deadline; the answer gets its time.
-    send_outcome(channel, route.tag, answer, Deadline.after(limits.request_s))
-    occupation.host = None if isinstance(answer, FedsecError) else answer.host
-    return False
+    answer = serve_call(channel, route, call, limits.request_s)
+    occupation.host = answer.host if isinstance(answer, Reply) else None
+    return answer is None
 
 
 class Server:

@@ -195,12 +195,40 @@ def outcome(tag: str, peer: Peer, work: Callable[[], Reply | None]) -> Reply | F
         return FedsecError("internal error")
 
 
-def send_outcome(channel: Channel, tag: str, answer: Reply | FedsecError, deadline: Deadline) -> None:
-    """Send an answer, or an error instead of it."""
+def serve_call(channel: Channel, route: Route, call: Call, seconds: float) -> Reply | FedsecError | None:
+    """Have a request handled and send the answer; whatever the handler read of its body, all stays in step.
+
+    Args:
+        channel: The connection.
+        route: The request's.
+        call: The request.
+        seconds: Time for sending the answer: the handler may have waited until the request's own deadline.
+
+    Returns:
+        What was sent; None if the handler has taken the channel over.
+
+    Raises:
+        PeerLostError, ProtocolError: The connection is of no more use.
+    """
+    answer = outcome(route.tag, call.peer, lambda: route.handler(call))
+    if call.detached:
+        return None
+    call.body.drop()
+    return send_outcome(channel, route.tag, answer, Deadline.after(seconds))
+
+
+def send_outcome(
+    channel: Channel, tag: str, answer: Reply | FedsecError | None, deadline: Deadline
+) -> Reply | FedsecError:
+    """Send an answer, or an error instead of it; also where a handler has found neither."""
+    if answer is None:
+        _LOG.error("%s of %s got no answer from its handler", tag, channel.peer)
+        answer = FedsecError("internal error")
     if isinstance(answer, FedsecError):
         send_error(channel, tag, answer, deadline)
     else:
         send_reply(channel, tag, answer, deadline)
+    return answer
 
 
 def send_reply(channel: Channel, tag: str, reply: Reply, deadline: Deadline) -> None:
