@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedsec.aggregation.announcement import RoundId
 from fedsec.aggregation.collector import RoundResult
-from fedsec.aggregation.sealed.terms import SEALED_FRACTION_BITS, Sealed
+from fedsec.aggregation.sealed.terms import SEALED_FRACTION_BITS, Sealed, SealedAt
 from fedsec.errors import FedsecError, UsageError
 from fedsec.federation.plan import RoundPlan
 from fedsec.federation.records import STORED
@@ -18,21 +17,6 @@ from fedsec.sharing.replicated import PARTIES
 from fedsec.transport import ClusterFile
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class SealedModel:
-    """Where a sealed model is: its shares are at the first three parties under this session and number.
-
-    Attributes:
-        session: The session of the rounds, 16 bytes.
-        number: The training round that made it; 0 for the initial parameters.
-        closed: Whether it is opened to nobody, the hospitals included.
-    """
-
-    session: bytes
-    number: int
-    closed: bool
 
 
 class SealedRun:
@@ -51,8 +35,8 @@ class SealedRun:
         self._plan = plan
         self._parties = tuple(party.name for party in cluster.parties[:PARTIES])
         self._rounds: int | None = None
-        self._last = SealedModel(b"", 0, closed=False)
-        self._before: SealedModel | None = None
+        self._last = SealedAt(b"", 0, closed=False)
+        self._before: SealedAt | None = None
         if not self.active:
             return
         if len(self._parties) < PARTIES:
@@ -68,7 +52,7 @@ class SealedRun:
         return self._plan.reveal_to != "server"
 
     @property
-    def last(self) -> SealedModel | None:
+    def last(self) -> SealedAt | None:
         """The newest state of the model; None without sealed rounds, or before the first."""
         return self._last if self.active and self._last.session else None
 
@@ -95,7 +79,7 @@ class SealedRun:
         if not self.active:
             return None
         if self._last.session != round_id.session:
-            self._last, self._before = SealedModel(round_id.session, 0, closed=False), None
+            self._last, self._before = SealedAt(round_id.session, 0, closed=False), None
         closes = False
         if self._plan.reveal_to == "nobody" and round_id.phase == "train":
             if self._rounds is None:
@@ -114,8 +98,8 @@ class SealedRun:
         """Note what came of a training round; return why its update was thrown away, or an empty text."""
         if result.state is None:
             return f"the update was thrown away, the sealed model stays: {result.not_sealed}"
-        self._before = SealedModel(session, sealed.base, closed=False)
-        self._last = SealedModel(session, result.state, closed=sealed.keep_closed)
+        self._before = SealedAt(session, sealed.base, closed=False)
+        self._last = SealedAt(session, result.state, closed=sealed.keep_closed)
         return ""
 
     def aborted(self, round_id: RoundId, statuses: Mapping[str, int]) -> str:

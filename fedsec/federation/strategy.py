@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedsec.aggregation.announcement import SESSION_BYTES, Announcement, Member, RoundId
 from fedsec.aggregation.collector import Collector, RoundResult
+from fedsec.aggregation.sealed.terms import SealedAt
 from fedsec.errors import RoundAbortedError, UsageError
 from fedsec.federation.compatibility import check_strategy, common_content
 from fedsec.federation.deployment import Aggregators, cluster_file, server_identity
@@ -38,7 +39,7 @@ from fedsec.federation.records import (
     only_arrays,
     status_of,
 )
-from fedsec.federation.sealed import SealedModel, SealedRun
+from fedsec.federation.sealed import SealedRun
 from fedsec.transport import Deadline, Identity, Meter
 
 __all__ = ["Phase", "SecureAggregation", "SecureRound"]
@@ -95,7 +96,7 @@ class SecureAggregation(Strategy):
         self._sealed = SealedRun(self.plan, self._cluster, inner)
 
     @property
-    def sealed(self) -> SealedModel | None:
+    def sealed(self) -> SealedAt | None:
         """Where the model is when it stays in shares; None when ``plan.reveal_to`` is "server"."""
         return self._sealed.last
 

@@ -11,11 +11,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from fedsec.aggregation.sealed.terms import SealedAt
 from fedsec.errors import FedsecError, UsageError
 from fedsec.federation.bundle import write_app
 from fedsec.federation.flower import Flower
 from fedsec.lab.experiment import Experiment
-from fedsec.lab.handover import RUN_NODE_KEY, RUN_VARIABLE, Handover, SealedAt
+from fedsec.lab.handover import RUN_NODE_KEY, RUN_VARIABLE, Handover
 from fedsec.lab.plan import round_plan
 from fedsec.lab.result import RoundReport
 from fedsec.scenario import Scenario

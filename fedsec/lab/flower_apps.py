@@ -25,7 +25,7 @@ from fedsec.federation.apps import PARAMETERS
 from fedsec.federation.grid import DropEachRound, PromptGrid
 from fedsec.federation.mod import secure_aggregation
 from fedsec.lab.experiment import log_to
-from fedsec.lab.handover import RUN_NODE_KEY, RUN_VARIABLE, Handover, SealedAt
+from fedsec.lab.handover import RUN_NODE_KEY, RUN_VARIABLE, Handover
 from fedsec.lab.participants import central_app, hospital_app, is_sealed, secured
 from fedsec.lab.rounds import Rounds
 from fedsec.lab.rundir import RunFolder
@@ -148,7 +148,7 @@ def _run_rounds(folder: RunFolder, grid: Grid, context: Context) -> None:
         central_app(scenario, mnist, model, strategy, rounds.evaluated)(PromptGrid(grid), context)
         rounds.check()
         if (last := strategy.sealed) is not None:
-            handover.keep_sealed(SealedAt(last.session, last.number, last.closed))
+            handover.keep_sealed(last)
             return
         arrays = context.state.array_records.pop(PARAMETERS).to_numpy_ndarrays()
         np.savez(handover.parameters, *arrays)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import fedsec.errors
+from fedsec.aggregation.sealed.terms import SealedAt
 from fedsec.errors import FedsecError
 from fedsec.lab.result import RoundReport
 
@@ -16,15 +17,6 @@ RUN_VARIABLE = "FEDSEC_RUN"
 
 RUN_NODE_KEY = "fedsec-run"
 """Key of a SuperNode's node config: a folder with ``scenario.toml``."""
-
-
-@dataclass(frozen=True, slots=True)
-class SealedAt:
-    """Where a model is that stays in shares: its session, the number of its state, whether that is closed."""
-
-    session: bytes
-    number: int
-    closed: bool
 
 
 class Handover:

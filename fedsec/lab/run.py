@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedsec.aggregation.client import HospitalClient
+from fedsec.aggregation.sealed.terms import SealedAt
 from fedsec.aggregation.trust import TrustFile
 from fedsec.errors import RoundAbortedError
 from fedsec.federation.receipts import fetch_receipts
 from fedsec.lab.engines import Engine, check_engine, train_with_flower
 from fedsec.lab.experiment import Experiment, log_to, running
-from fedsec.lab.handover import SealedAt
 from fedsec.lab.progress import Reporter
 from fedsec.lab.result import HospitalEpsilon, RoundReport, RunResult
 from fedsec.lab.rundir import RunFolder
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fedsec.cluster.cluster import Cluster
-    from fedsec.federation.sealed import SealedModel
 
 
 def run_scenario(
@@ -90,7 +89,7 @@ def train_and_export(experiment: Experiment, engine: Engine = "in-process") -> N
         reporter.say(_told(report))
 
     serves = plan_run(folder, scenario, model) if for_nobody else b""
-    sealed: SealedModel | SealedAt | None = None
+    sealed: SealedAt | None = None
     with log_to(folder.own_log, "flwr"):
         if engine == "in-process":
             reporter.begin("training", scenario.training.rounds * scenario.hospitals.count)
@@ -140,7 +139,7 @@ def _fetched(cluster: Cluster, sealed: SealedAt, model: keras.Model) -> list[npt
     return [array.astype(np.float32) for array in arrays]
 
 
-def _keep_closed(folder: RunFolder, sealed: SealedModel | SealedAt | None) -> None:
+def _keep_closed(folder: RunFolder, sealed: SealedAt | None) -> None:
     """Note where the closed model is.
 
     Raises:

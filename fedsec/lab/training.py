@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from flwr.clientapp import ClientApp
 
+from fedsec.aggregation.sealed.terms import SealedAt
 from fedsec.federation.apps import PARAMETERS
 from fedsec.federation.grid import DropEachRound, InProcessGrid, node_configs, run_server_app
 from fedsec.federation.mod import SecureAggregationMod
 from fedsec.federation.observer import SimulationObserver
-from fedsec.federation.sealed import SealedModel
 from fedsec.lab.participants import central_app, hospital_app, is_sealed, secured
 from fedsec.lab.progress import Reporter
 from fedsec.lab.result import RoundReport
@@ -54,7 +54,7 @@ class Trained:
     """
 
     traffic: dict[str, Counter[str]]
-    sealed: SealedModel | None
+    sealed: SealedAt | None
     privacy: dict[str, PrivacyReport]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -30,6 +31,7 @@ __all__ = [
     "REVEAL_TO",
     "SEALED_FRACTION_BITS",
     "Sealed",
+    "SealedAt",
     "arrays_bytes",
     "arrays_from",
     "decode_model",
@@ -64,6 +66,21 @@ class Sealed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     base: int
     keep_closed: bool
     serves: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class SealedAt:
+    """Where a sealed model is: its shares are at the three computing parties under this session and number.
+
+    Attributes:
+        session: The session of the rounds, 16 bytes.
+        number: The training round that made it; 0 for the initial parameters.
+        closed: Whether it is opened to nobody, the hospitals included.
+    """
+
+    session: bytes
+    number: int
+    closed: bool
 
 
 def origin_of(announcement: Announcement) -> bytes:

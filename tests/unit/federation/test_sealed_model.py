@@ -24,12 +24,13 @@ from flwr.serverapp.strategy import (
 from fedsec.aggregation.announcement import Announcement, RoundId
 from fedsec.aggregation.client import HospitalClient
 from fedsec.aggregation.collector import RoundResult
+from fedsec.aggregation.sealed.terms import SealedAt
 from fedsec.aggregation.trust import TrustFile
 from fedsec.errors import FedsecError, PeerLostError, ProtocolError, TrustError, UsageError
 from fedsec.federation.mod import SecureAggregationMod
 from fedsec.federation.plan import RoundPlan
 from fedsec.federation.records import STORED
-from fedsec.federation.sealed import SealedModel, SealedRun
+from fedsec.federation.sealed import SealedRun
 from fedsec.federation.strategy import SecureAggregation
 
 _seeds = itertools.count(70_001)
@@ -124,7 +125,7 @@ def test_for_nobody_the_last_state_is_closed_and_evaluated_by_nobody(
         strategy.close()
 
     last = strategy.sealed
-    assert last == SealedModel(last.session, 2, closed=True) if last else False
+    assert last == SealedAt(last.session, 2, closed=True) if last else False
     assert {(phase, turn) for phase, turn, _ in given.seen} == {("train", 1), ("evaluate", 1), ("train", 2)}
     with pytest.raises(TrustError, match="closed"):
         mod.last_sealed(sealed_site.trust[0])
@@ -242,11 +243,11 @@ def test_a_run_goes_back_once_and_only_from_a_state_that_nobody_could_train(
 
     assert bool(sealed.aborted(RoundId(session, 3, phase), statuses)) == goes_back
 
-    assert sealed.last == SealedModel(session, 1 if goes_back else 2, closed=False)
+    assert sealed.last == SealedAt(session, 1 if goes_back else 2, closed=False)
     # The parties have no state before that one.
     again = sealed.aborted(RoundId(session, 4, "train"), {"failed": 5})
     assert bool(again) != goes_back
-    assert sealed.last == SealedModel(session, 1, closed=False)
+    assert sealed.last == SealedAt(session, 1, closed=False)
 
 
 def _result(state: int) -> RoundResult:
