@@ -159,7 +159,7 @@ class StateMaker:
                 if party.name == self._identity.name:
                     self.add(round_.key, party.name, RepShare(own, following), weight, ring)
                     continue
-                body = own.astype(own.dtype.newbyteorder("<"), copy=False).tobytes() + following.tobytes()
+                body = own.tobytes() + following.tobytes()
                 links.call(
                     party.name, Reshare(announcement.id, weight), Received, body=body, deadline=deadline
                 )

@@ -102,7 +102,7 @@ class SealedRounds:
         if self._links is None:
             return
         self._require_origin(announcement)
-        if sealed.base and self.states.read(announcement.session, sealed.base).closed:
+        if sealed.base and self.states.header(announcement.session, sealed.base).closed:
             raise TrustError(f"{announcement.id} begins from a state that is closed for ever")
 
     def announced(self, message: Announce) -> None:
@@ -158,7 +158,7 @@ class SealedRounds:
             raise ProtocolError(f"'{call.peer.name}' sent parts of another size than the round's sum has")
         if round_.state.final:
             raise ProtocolError(f"{announcement.id} has ended")
-        parts = np.frombuffer(body, ring.dtype.newbyteorder("<")).reshape(2, -1)
+        parts = np.frombuffer(body, ring.dtype).reshape(2, -1)
         self.maker.add(round_.key, call.peer.name, RepShare(parts[0], parts[1]), message.weight, ring)
         return Reply(Received())
 
@@ -179,13 +179,14 @@ class SealedRounds:
 
     def _fetch(self, call: Call) -> Reply:
         message: FetchState = call.message
-        state = self.states.read(message.session, message.number)
-        if call.peer.public_key not in {member.public_key for member in state.roster}:
+        # Its words are read for nobody who may not have them.
+        header = self.states.header(message.session, message.number)
+        if call.peer.public_key not in {member.public_key for member in header.roster}:
             raise TrustError(f"'{call.peer.name}' is not in the roster of that sealed model")
-        if state.closed:
+        if header.closed:
             raise TrustError("that state is closed: it is opened to nobody, predictions come from its shares")
-        reply = StateShare(state.fraction_bits, state.origin)
-        return Reply(reply, state.share.own.astype("<u8", copy=False).data)
+        state = self.states.read(message.session, message.number)
+        return Reply(StateShare(state.fraction_bits, state.origin), state.share.own.data)
 
     # Helpers.
 
