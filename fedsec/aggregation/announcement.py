@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from fedsec.aggregation.noise.terms import noise_faults
 from fedsec.aggregation.planner import ArraySpec, Encoding, Layout, MetricSpec
 from fedsec.aggregation.sealed.terms import Sealed, sealed_faults
 from fedsec.aggregation.signing import DIGEST_BYTES, PUBLIC_KEY_BYTES, Signer, digest, sign
@@ -155,6 +156,7 @@ class Announcement(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
         array_names = [spec.name for spec in self.arrays]
         return [
             *sealed_faults(self),
+            *noise_faults(self),
             (
                 self.version != ANNOUNCEMENT_VERSION,
                 f"version {self.version}, expected {ANNOUNCEMENT_VERSION}",

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsec.aggregation.checksum import PIECE_WORDS
+from fedsec.aggregation.noise.clipping import NormClip
 from fedsec.aggregation.planner import ArraySpec, Encoding, Layout, MetricSpec
 from fedsec.errors import InputError, RangeError, RoundAbortedError
 from fedsec.ring import RingArray, signed
@@ -39,7 +40,8 @@ class UpdateWords:
         num_examples: The number of examples, 1 to the largest weight of the plan.
         metrics: Exactly the metrics of the layout, each within its range.
         base: What training began with, one array a spec; the update is then ``update - base``, in float64.
-        saturate: Bring finite values that are out of their ranges to their ends instead of refusing them.
+        saturate: Bring finite values that are out of their ranges to their ends instead of refusing them,
+            and in a round with noise an update that is too long to its norm.
         hear: Gets every piece of the update as training made it (float64, without -0.0) with whether it
             is other than zero, and None at the end of each array.
 
@@ -80,7 +82,9 @@ class UpdateWords:
         self._weight = layout.encoding.weight_of(num_examples)
         self._metrics = _encode_metrics(layout.encoding, layout.metrics, metrics, self._weight)
         self._piece: Floats = np.empty(PIECE_WORDS, dtype=np.float64)
-        total = sum(spec.size for spec in layout.arrays) + len(layout.metrics) + 1
+        noise = layout.encoding.noise
+        self._norm = None if noise is None else NormClip(noise, layout.update_words)
+        total = layout.payload_words
         self.report = ClipReport(clipped=changed, total=total if saturate else 0)
 
     def fill(self, words: RingArray) -> Iterator[int]:
@@ -92,33 +96,48 @@ class UpdateWords:
         Raises:
             RangeError: A value is not finite or lies outside its range. Nothing was sent.
         """
+        self._measure()
         at = 0
         for spec, (array, base) in zip(self._layout.arrays, self._pairs, strict=True):
             factor = self._weight * self._layout.encoding.scale(spec.clip)
-            for start in range(0, array.size, PIECE_WORDS):
-                stop = min(start + PIECE_WORDS, array.size)
-                piece = self._difference(array, base, start, stop)
+            for piece in self._differences(array, base):
                 self._into_range(spec, piece, (array, base))
                 np.multiply(piece, factor, out=piece)
                 _round_into(words[at : at + piece.size], piece)
+                if self._norm is not None:
+                    self._norm.add_rounded(piece)
                 at += piece.size
                 yield at
             if self._hear is not None:
                 self._hear(None, False)
+        if self._norm is not None:
+            self._norm.check_rounded()
         words[at] = self._weight
         words[at + 1 :] = self._metrics
         yield words.size
 
-    def _difference(
-        self, array: npt.NDArray[Any], base: npt.NDArray[Any] | None, start: int, stop: int
-    ) -> Floats:
-        piece = self._piece[: stop - start]
-        if base is None:
-            np.copyto(piece, array[start:stop])
-        else:
-            with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, which fits no range
-                np.subtract(array[start:stop], base[start:stop], out=piece, dtype=np.float64)
-        return piece
+    def _differences(self, array: npt.NDArray[Any], base: npt.NDArray[Any] | None) -> Iterator[Floats]:
+        for start in range(0, array.size, PIECE_WORDS):
+            stop = min(start + PIECE_WORDS, array.size)
+            piece = self._piece[: stop - start]
+            if base is None:
+                np.copyto(piece, array[start:stop])
+            else:
+                with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, which fits no range
+                    np.subtract(array[start:stop], base[start:stop], out=piece, dtype=np.float64)
+            yield piece
+
+    def _measure(self) -> None:
+        """Find how long the whole update is: the noise is for a norm of all arrays together."""
+        if self._norm is None:
+            return
+        for array, base in self._pairs:
+            for piece in self._differences(array, base):
+                self._norm.measure(piece)
+        if self._norm.factor < 1:
+            if not self._saturate:
+                raise RangeError("the update is longer than the L2 norm of this round; nothing was sent")
+            self.report = ClipReport(self._layout.update_words, self.report.total)
 
     def _into_range(
         self, spec: ArraySpec, piece: Floats, whole: tuple[npt.NDArray[Any], npt.NDArray[Any] | None]
@@ -128,6 +147,9 @@ class UpdateWords:
         if self._hear is not None:
             np.add(piece, 0.0, out=piece)  # -0.0 becomes 0.0
             self._hear(piece, not low == high == 0.0)
+        if self._norm is not None:
+            self._norm.shrink(piece)
+            return
         if -spec.clip <= low and high <= spec.clip:
             return
         if not (self._saturate and math.isfinite(low) and math.isfinite(high)):

@@ -5,6 +5,8 @@ A hospital's vector is ``(w * update, w, w * metrics, checksum)``. Every word bu
 and the opened sum is the integer sum. The scale of a tensor with clip ``C`` is
 ``largest_word / (largest_weight * C)`` and rounding costs at most half a word a hospital, which makes the
 error of the mean at most ``hospitals * largest_weight / (2^k * mean weight) * C``.
+
+In a round with noise the scale comes from the noise (``noise.planning``), one for all arrays.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from fedsec.aggregation.noise.terms import Noise
 from fedsec.errors import RangeError
 from fedsec.ring import Ring
 
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 COARSEST_ERROR = 2.0**-19
 """The largest error bound that a plan may have, as a part of the clip: 2^-20 of the range of twice the clip.
 
@@ -69,6 +72,7 @@ class Encoding(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     clip: float
     largest_weight: int
     smallest_mean_weight: float
+    noise: Noise | None = None
 
     @property
     def ring(self) -> Ring:
@@ -87,11 +91,17 @@ class Encoding(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
     def scale(self, clip: float) -> float:
         """Return the words a unit of ``weight * value`` is worth, for values within ``+-clip``."""
+        if self.noise is not None:
+            return self.noise.clip_words / self.noise.l2_clip
         return self.largest_word / (self.largest_weight * clip)
 
     def error_bound_for(self, clip: float, included: int, total_weight: int) -> float:
-        """Return the largest error of a mean over ``included`` hospitals with that total weight."""
-        return 0.5 * included / (self.scale(clip) * total_weight)
+        """Return the largest error of a mean over ``included`` hospitals with that total weight.
+
+        With noise it is that of the noise as well, exceeded with the probability that ``noise`` states.
+        """
+        noise = 0 if self.noise is None else self.noise.tail
+        return (0.5 * included + noise) / (self.scale(clip) * total_weight)
 
     def weight_of(self, num_examples: int) -> int:
         """Return the aggregation weight of a hospital with ``num_examples`` examples.
@@ -135,7 +145,10 @@ class Encoding(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
         if self.smallest_mean_weight > self.largest_weight:
             msg = f"the smallest mean weight exceeds the largest weight, {self.largest_weight}"
             raise RangeError(msg)
-        if self.error_bound > COARSEST_ERROR * self.clip:
+        if self.noise is not None:
+            # Its scale is as fine as the noise asks for; the mean is off by the noise, not by rounding.
+            self.noise.check(self.hospitals, self.ring_bits)
+        elif self.error_bound > COARSEST_ERROR * self.clip:
             msg = (
                 f"the mean would be off by up to {self.error_bound / self.clip:.2g} of the clip, more than "
                 f"{COARSEST_ERROR:.2g}: raise the smallest mean weight, lower the largest or take 64 bits"
@@ -151,6 +164,7 @@ def plan_encoding(
     ring_bits: int = 32,
     *,
     weights: WeightRule = "examples",
+    noise: Noise | None = None,
 ) -> Encoding:
     """Choose the scale so that the sum over all hospitals cannot wrap.
 
@@ -161,6 +175,7 @@ def plan_encoding(
         smallest_mean_weight: The smallest mean weight of a round for which the error bound is stated.
         ring_bits: 32 or 64.
         weights: "examples", "bucketed" (rounded down to a power of two) or "equal" (ones).
+        noise: What every aggregator adds, if anything; its norm is then the clip.
 
     Returns:
         The encoding; ``error_bound`` is N * w_max / (2^k * w_mean) * C.
@@ -178,6 +193,7 @@ def plan_encoding(
         clip=float(clip),
         largest_weight=largest_weight,
         smallest_mean_weight=float(smallest_mean_weight),
+        noise=noise,
     )
     encoding.check()
     return encoding

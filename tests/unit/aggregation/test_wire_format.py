@@ -27,7 +27,7 @@ ANNOUNCEMENT = Announcement(
     arrays=(ArraySpec("kernel", "float32", (2, 3), 1.5),), array_digests=(bytes([7]) * 32,),
     config=encode_config({"lr": 0.005, "epochs": 1, "tag": "x", "flags": [True, False]}),
     metrics=(MetricSpec("loss", 0.0, 20.0),),
-    encoding=Encoding(1, 32, "examples", 3, 1.5, 1000, 10.0), minimum_cohort=2, upload_seconds=60.0,
+    encoding=Encoding(2, 32, "examples", 3, 1.5, 1000, 10.0), minimum_cohort=2, upload_seconds=60.0,
 )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def canonical():
     return pack([
         1, bytes(range(16)), 3, "train", member, [["x", bytes([4]) * 32], ["y", bytes([5]) * 32]],
         "rotate", "server", ["server", bytes([6]) * 32], [["kernel", "float32", [2, 3], 1.5]],
-        [bytes([7]) * 32], config, [["loss", 0.0, 20.0]], [1, 32, "examples", 3, 1.5, 1000, 10.0], 2, 60.0,
+        [bytes([7]) * 32], config, [["loss", 0.0, 20.0]], [2, 32, "examples", 3, 1.5, 1000, 10.0, None], 2, 60.0,
         None,
     ])  # fmt: skip
 

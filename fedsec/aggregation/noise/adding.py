@@ -1,0 +1,40 @@
+"""An aggregator's part of the noise, on its share of the sum.
+
+The checksum word stays a known combination of the words before it: it gets the same combination of the
+noise. Left as it was it would be opened beside the noisy words, and together they would give the server
+``<rho, sum>`` without any noise.
+"""
+
+from __future__ import annotations
+
+from fedsec.aggregation.checksum import PIECE_WORDS, Checksum
+from fedsec.aggregation.planner import Layout
+from fedsec.ring import RingArray
+
+
+def add_noise(words: RingArray, layout: Layout, announcement: bytes) -> None:
+    """Draw this aggregator's noise from a key of its own and add it to its share of the sum.
+
+    Nothing of it is kept but the sum. Call it once for a share, before the commitment, and store what it
+    leaves: with two draws on one sum their difference would be known, and with many the sum.
+
+    Args:
+        words: The share, shape [layout.words]; changed in place. A layout without noise leaves it.
+        layout: The layout of the round.
+        announcement: The announcement digest, which keys the checksum.
+    """
+    noise = layout.encoding.noise
+    if noise is None:
+        return
+    # Loaded when the first round has noise: an aggregator without any needs no sampler.
+    from fedsec.privacy.skellam import SkellamSampler  # noqa: PLC0415 - as said above
+
+    running = Checksum(layout, announcement).running()
+    update = words[: layout.update_words]
+    sampler = SkellamSampler(noise.part)
+    for start in range(0, update.size, PIECE_WORDS):
+        piece = update[start : start + PIECE_WORDS]
+        drawn = sampler.draw(piece.size).astype(words.dtype)  # what is negative wraps, as in the ring
+        piece += drawn
+        running.add(drawn)
+    words[-1:] += words.dtype.type(running.value)
