@@ -31,6 +31,11 @@ from fedsec.transport.access import require_own, require_private
 TRUST_VERSION = 1
 SECRET_BYTES = 32
 
+TRUST_VARIABLE = "FEDSEC_TRUST"
+"""Environment variable in which a hospital names its trust file."""
+TRUST_NODE_KEY = "fedsec-trust"
+"""The same in the node config of its Flower SuperNode."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrustLimits:

@@ -16,7 +16,7 @@ from typing import get_args
 
 from fedsec.aggregation.planner import WeightRule
 from fedsec.aggregation.sealed.terms import REVEAL_TO
-from fedsec.aggregation.trust import SECRET_BYTES, TrustFile, TrustLimits
+from fedsec.aggregation.trust import SECRET_BYTES, TRUST_VARIABLE, TrustFile, TrustLimits
 from fedsec.cluster.certificates import Authority
 from fedsec.errors import UsageError
 from fedsec.transport import ClusterFile, Endpoint, Identity, PartyConfig, Role
@@ -282,7 +282,7 @@ def _trust(options: argparse.Namespace) -> str:
         ),
         secret=_secret(options.hospitals_secret, options.reveal_to),
     ).save(options.output)
-    return f"made {options.output}; the hospital finds it through FEDSEC_TRUST={options.output}"
+    return f"made {options.output}; the hospital finds it through {TRUST_VARIABLE}={options.output}"
 
 
 def _secret(path: Path | None, reveal_to: list[str]) -> bytes:

@@ -21,6 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedsec.aggregation.trust import TRUST_NODE_KEY
 from fedsec.errors import UsageError
 
 FIRST_NODE_ID = 1000
@@ -90,7 +91,7 @@ def node_configs(hospitals: int, trust: Sequence[Path] | None = None) -> list[Us
     for partition in range(hospitals):
         config: UserConfig = {"partition-id": partition, "num-partitions": hospitals}
         if trust is not None:
-            config["fedsec-trust"] = str(trust[partition])
+            config[TRUST_NODE_KEY] = str(trust[partition])
         configs.append(config)
     return configs
 

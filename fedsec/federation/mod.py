@@ -26,15 +26,13 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from fedsec.aggregation.announcement import Announcement
 from fedsec.aggregation.client import HospitalClient
-from fedsec.aggregation.trust import TrustFile
+from fedsec.aggregation.trust import TRUST_NODE_KEY, TRUST_VARIABLE, TrustFile
 from fedsec.errors import FedsecError, UsageError
 from fedsec.federation.orders import Order, Result
 from fedsec.federation.receipts import ask_receipts
 from fedsec.federation.records import STORED, status_content
 from fedsec.transport import Deadline, Meter
 
-TRUST_VARIABLE = "FEDSEC_TRUST"
-TRUST_NODE_KEY = "fedsec-trust"
 RECEIPT_S = 2.0
 """Longest wait for the receipt of the round before; it is answered at once when that round has ended."""
 
@@ -110,7 +108,7 @@ class SecureAggregationMod:
     def _accept(self, message: Message, context: Context) -> _Task:
         """Check a message; nothing in here has seen the hospital's data."""
         order = Order.read(message, context)
-        path = trust_path(context)
+        path = _required(find_trust(context))
         client = self._client(path)
         announcement = client.accept(
             order.announcement, order.signature, list(order.arrays.values()), order.config
@@ -132,24 +130,30 @@ secure_aggregation = SecureAggregationMod()
 """The mod: ``app = ClientApp(mods=[secure_aggregation])``."""
 
 
-def trust_path(context: Context) -> Path:
-    """Return the path of this hospital's trust file.
+def find_trust(context: Context) -> Path | None:
+    """Return the path of this hospital's trust file; None when none is named.
 
     It comes from what the hospital itself sets: the node config of its SuperNode or its environment.
     Messages and the run config come from the server and are not asked. In a simulation, where all hospitals
     have one environment, it may name a folder with everyone's files, in the order of the partition ids.
 
     Raises:
-        UsageError: When neither names a file, or a folder has none for this partition id.
+        UsageError: A folder has none for this partition id.
     """
     path = context.node_config.get(TRUST_NODE_KEY) or os.environ.get(TRUST_VARIABLE)
     if not path:
+        return None
+    found = Path(str(path)).resolve()
+    return _file_of(found, context.node_config.get("partition-id")) if found.is_dir() else found
+
+
+def _required(path: Path | None) -> Path:
+    if path is None:
         raise UsageError(
             f"no trust file: expected its path in the node config as '{TRUST_NODE_KEY}' or in the "
             f"environment variable {TRUST_VARIABLE}; without one nothing is trained or sent"
         )
-    found = Path(str(path)).resolve()
-    return _file_of(found, context.node_config.get("partition-id")) if found.is_dir() else found
+    return path
 
 
 def _file_of(folder: Path, partition: object) -> Path:

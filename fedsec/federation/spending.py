@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import cast
 
 from flwr.app import ConfigRecord, Context
 
 from fedsec.aggregation.trust import TrustFile
-from fedsec.federation.mod import TRUST_NODE_KEY, TRUST_VARIABLE, trust_path
+from fedsec.federation.mod import find_trust
 from fedsec.privacy.accounting import SampledGaussian
 from fedsec.privacy.ledger import DurableLedger, Ledger, Plan
 
@@ -24,9 +23,8 @@ def ledger_of(context: Context) -> Ledger:
     Raises:
         UsageError: The trust file cannot be used.
     """
-    if context.node_config.get(TRUST_NODE_KEY) or os.environ.get(TRUST_VARIABLE):
-        return DurableLedger(TrustFile.load(trust_path(context)).state)
-    return ContextLedger(context)
+    path = find_trust(context)
+    return ContextLedger(context) if path is None else DurableLedger(TrustFile.load(path).state)
 
 
 class ContextLedger:

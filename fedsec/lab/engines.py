@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsec.aggregation.sealed.terms import SealedAt
+from fedsec.aggregation.trust import TRUST_NODE_KEY, TRUST_VARIABLE
 from fedsec.errors import FedsecError, UsageError
 from fedsec.federation.bundle import write_app
 from fedsec.federation.flower import Flower
@@ -31,8 +32,6 @@ START_S = 300.0
 """Seconds until the first round begins, and twenty more for each hospital: programs have to load."""
 _SLACK_S = 120.0
 _APPS = "fedsec.lab.flower_apps"
-TRUST_VARIABLE = "FEDSEC_TRUST"
-"""As in ``fedsec.federation.mod``, which would load Flower here."""
 _LOOK_S = 0.1
 
 
@@ -139,7 +138,7 @@ def _nodes(experiment: Experiment) -> dict[str, dict[str, str | int]]:
         name: {
             "partition-id": number,
             "num-partitions": len(names),
-            "fedsec-trust": str(experiment.cluster.trust_file(name)),
+            TRUST_NODE_KEY: str(experiment.cluster.trust_file(name)),
             RUN_NODE_KEY: str(experiment.folder.path),
         }
         for number, name in enumerate(names)

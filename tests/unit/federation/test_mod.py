@@ -13,7 +13,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
 from fedsec.errors import PeerLostError, ProtocolError, RangeError, TrustError, UsageError
-from fedsec.federation.mod import trust_path
+from fedsec.federation.mod import find_trust
 from fedsec.federation.plan import RoundPlan
 from fedsec.transport import ClusterFile, Role
 
@@ -142,11 +142,11 @@ def test_in_a_simulation_the_environment_names_a_folder_with_everyones_trust_fil
 
     for partition, name in enumerate(("hospital-00", "hospital-02", "hospital-10")):
         context.node_config["partition-id"] = partition
-        assert trust_path(context) == folder / f"{name}.toml"
+        assert find_trust(context) == folder / f"{name}.toml"
     for partition in (3, -1, None):
         context.node_config["partition-id"] = partition
         with pytest.raises(UsageError, match="has 3 trust files"):
-            trust_path(context)
+            find_trust(context)
 
 
 def test_threat_49_the_run_config_and_the_message_cannot_name_the_trust_file(paper: Any) -> None:
