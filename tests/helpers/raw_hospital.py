@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 HEADER = struct.Struct(">2sBBIQ8s")
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 class RawHospital:

@@ -46,7 +46,7 @@ from fedsec.transport import Deadline, Identity, Meter, PartyConfig, Role
 # Test modules are no package here, so what several of them share is found by path.
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
-from aggregation_site import CONFIG, Round, Site, until
+from aggregation_site import CONFIG, Round, Site
 from raw_hospital import RawHospital
 
 ALLOWED = {
@@ -107,6 +107,9 @@ class Door:
         folder = self.site.cluster.folder / "parties" / "party-0" / "state"
         digest = hashlib.sha256()
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            # SQLite's index of its log: whoever reads leaves a mark there, and nothing lasts in it.
+            if path.name.endswith("-shm"):
+                continue
             digest.update(str(path).encode() + b"\0" + path.read_bytes())
         return digest.hexdigest()
 
@@ -128,11 +131,9 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
             # By the right authority and in the right role, but not the one that the cluster file pins.
             ours.issue(strangers / "other-key", name, role)
             ours.issue(strangers / "other-name", f"{role}-99", role)
-        made = Door(site, strangers, site.open())
-        # Announced and greeted: from here on nothing is written by itself.
-        seen: list[str] = []
-        assert until(lambda: seen.append(made.state()) or (len(seen) > 9 and len(set(seen[-9:])) == 1), 5)
-        yield made
+        # Open for longer than all these tests take: a round that closes is written down. Whoever is announced
+        # has been greeted, so from here on nothing is written by itself.
+        yield Door(site, strangers, site.open(upload_seconds=3600.0))
 
 
 @pytest.fixture
@@ -202,7 +203,7 @@ def client(door: Door, hospital: str) -> HospitalClient:
 def ask(door: Door, who: str, message: msgspec.Struct, kind: Any = Received, party: int = 0) -> Any:
     endpoint = door.site.file.parties[party]
     with closing(TlsLinks([endpoint], Identity.load(door.site.cluster.identity(who)))) as links:
-        return links.call(endpoint.name, message, kind, deadline=Deadline.after(5))[0]
+        return links.call(endpoint.name, message, kind, deadline=Deadline.after(30))[0]
 
 
 def take_part(door: Door, round_: Round, model: np.ndarray, hospital: str) -> bytes:
@@ -213,10 +214,10 @@ def take_part(door: Door, round_: Round, model: np.ndarray, hospital: str) -> by
 
 def test_a_receipt_is_given_to_the_hospital_that_it_is_of(door: Door) -> None:
     announcement, model = door.site.announcement()
-    signed = door.site.collector.announce(announcement, Deadline.after(10))
+    signed = door.site.collector.announce(announcement, Deadline.after(30))
     round_ = door.site.lay_out(announcement, signed, model)
     ids = {name: take_part(door, round_, model, name) for name in ("hospital-00", "hospital-01")}
-    result = door.site.collector.collect(announcement, Deadline.after(20))
+    result = door.site.collector.collect(announcement, Deadline.after(30))
     assert sorted(result.included) == sorted(ids)
     question = GetReceipt(announcement.id, ids["hospital-00"])
     assert ask(door, "hospital-00", question, Receipt).status == "included"
@@ -225,6 +226,8 @@ def test_a_receipt_is_given_to_the_hospital_that_it_is_of(door: Door) -> None:
         assert (receipt.status, receipt.reason) == ("excluded", reason)
         assert not receipt.path
         assert not receipt.statements
+    # What is left of the round is erased behind its end, which the next test must not take for its own.
+    assert door.site.keeps_nothing(round_, 30)
 
 
 def test_an_upload_is_taken_from_the_hospital_that_it_is_of(door: Door) -> None:
