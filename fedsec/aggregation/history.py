@@ -8,7 +8,7 @@ seen with another history is remembered on both sides, also over restarts.
 
 from __future__ import annotations
 
-from fedsec.aggregation.chain import MOST_MISSED, NOTHING_SEEN, contradicts, leads_to, open_head
+from fedsec.aggregation.chain import MOST_MISSED, NOTHING_SEEN, leads_to, open_head
 from fedsec.aggregation.context import Context, Outgoing
 from fedsec.aggregation.messages import AbortRound, ChainHead, Greeted, Hello, MissedEvents, seal, unseal
 from fedsec.errors import FedsecError, PeerLostError, StateError
@@ -97,7 +97,7 @@ class History:
 
     def _compare(self, peer: Peer, seen: ChainHead, shown: ChainHead) -> str:
         """Remember a peer that has signed two heads for one event, and return the reason; empty if not."""
-        if shown.counter != seen.counter or not contradicts(seen, shown):
+        if shown.counter != seen.counter or shown.head == seen.head:
             return ""
         text = f"aggregator '{peer.name}' is behind: it showed another event {seen.counter} before"
         reason = f"{text}; it must be enrolled anew, with a new key"

@@ -215,8 +215,8 @@ class SumShare(msgspec.Struct, frozen=True, tag="sum_share", forbid_unknown_fiel
     """Reply. When ``ready``, the body is nonce (32 bytes) || sum share; otherwise ask again.
 
     In a sealed round the body is nonce || digest of the updates' part (32 bytes) || share of the weight and
-    the metrics.
-    ``statements`` are the set statements of all aggregators in the announcement's order.
+    the metrics. ``statements`` are the set statements of all aggregators in the announcement's order,
+    ``included`` what they agreed on, and ``excluded`` every upload that is left out, with the reason.
     """
 
     ready: bool

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from fedsec.aggregation.aggregator import Aggregator
+from fedsec.aggregation.announcement import decode_announcement
 from fedsec.aggregation.links import TlsLinks
 from fedsec.aggregation.messages import (
     AbortRound,
@@ -164,9 +165,10 @@ class AggregatorService:
             version = self._version
             if not self.aggregator.greeted:
                 self._wait_for_change(version, left)
-        self._sealed.check(call.message)
+        announcement = decode_announcement(call.message.announcement.payload)
+        self._sealed.check(announcement)
         reply = self._answer(call)
-        self._sealed.announced(call.message)
+        self._sealed.announced(announcement)
         return reply
 
     def _collect(self, call: Call) -> Reply:

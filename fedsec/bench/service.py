@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from fedsec.bench.workers import Worker
 from fedsec.cluster.cluster import PARTY_COMMAND, Cluster
+from fedsec.lab.memory import peak_memory, resident_memory
 from fedsec.lab.share import SharedModel, share
 from fedsec.nn import REVEALS, Reveal
 from fedsec.nn.engine import Mode
@@ -92,18 +92,16 @@ def served(
 
 def resident_mib(pid: int) -> float:
     """Return the resident memory of a process in MiB, as the kernel counts it."""
-    return _status_mib(pid, "VmRSS")
+    return _mib(resident_memory(pid))
 
 
 def peak_mib(pid: int) -> float:
     """Return the largest resident memory that a process ever had, in MiB."""
-    return _status_mib(pid, "VmHWM")
+    return _mib(peak_memory(pid))
 
 
-def _status_mib(pid: int, field: str) -> float:
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    found = re.search(rf"{field}:\s+(\d+) kB", status)
-    return int(found[1]) * 1024 / _MEBI if found else float("nan")
+def _mib(size: int | None) -> float:
+    return float("nan") if size is None else size / _MEBI
 
 
 def cpu_seconds(pid: int) -> float:

@@ -94,10 +94,11 @@ class SealedRun:
         """Whether hospitals can have the newest state, to evaluate it."""
         return not self._last.closed
 
-    def took(self, sealed: Sealed, session: bytes, result: RoundResult) -> str:
+    def took(self, sealed: Sealed, result: RoundResult) -> str:
         """Note what came of a training round; return why its update was thrown away, or an empty text."""
         if result.state is None:
             return f"the update was thrown away, the sealed model stays: {result.not_sealed}"
+        session = self._last.session
         self._before = SealedAt(session, sealed.base, closed=False)
         self._last = SealedAt(session, result.state, closed=sealed.keep_closed)
         return ""

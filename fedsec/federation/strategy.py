@@ -181,7 +181,7 @@ class SecureAggregation(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return the inner strategy's messages, if any, each with an announcement for metrics only."""
-        if self._sealed.active and not self._sealed.can_be_evaluated():
+        if not self._sealed.can_be_evaluated():
             _log.info("evaluation round %d: the last model is closed, nobody evaluates it", server_round)
             return []
         messages = self.inner.configure_evaluate(server_round, arrays, config, grid)
@@ -308,7 +308,7 @@ class SecureAggregation(Strategy):
         """Note what came of a round for the sealed model, if there is one; return why it stays as it is."""
         if announcement.sealed is None or announcement.phase != "train":
             return ""
-        aborted = self._sealed.took(announcement.sealed, announcement.session, result)
+        aborted = self._sealed.took(announcement.sealed, result)
         if aborted:
             _log.warning("train round %d: %s", announcement.round, aborted)
         return aborted

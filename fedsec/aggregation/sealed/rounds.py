@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsec.aggregation.announcement import Announcement, RoundId, array_digest, decode_announcement
-from fedsec.aggregation.messages import Announce, Received
+from fedsec.aggregation.announcement import Announcement, RoundId, array_digest
+from fedsec.aggregation.messages import Received
 from fedsec.aggregation.planner import ArraySpec
 from fedsec.aggregation.round import Round
 from fedsec.aggregation.sealed.links import SealedLinks
@@ -82,7 +82,7 @@ class SealedRounds:
             Route(FetchState, hospital, self._fetch),
         ]
 
-    def check(self, message: Announce) -> None:
+    def check(self, announcement: Announcement) -> None:
         """Check that this party can take part in a round before it is opened here.
 
         Raises:
@@ -90,7 +90,6 @@ class SealedRounds:
                 or describes other initial parameters than the session's states here were made from.
             ProtocolError: This party does not hold the state that the round begins from.
         """
-        announcement = decode_announcement(message.announcement.payload)
         sealed = announcement.sealed
         if sealed is None:
             return
@@ -105,9 +104,8 @@ class SealedRounds:
         if sealed.base and self.states.header(announcement.session, sealed.base).closed:
             raise TrustError(f"{announcement.id} begins from a state that is closed for ever")
 
-    def announced(self, message: Announce) -> None:
+    def announced(self, announcement: Announcement) -> None:
         """Erase the states that a new round has left behind: those of updates that were thrown away, too."""
-        announcement = decode_announcement(message.announcement.payload)
         if announcement.sealed is not None and self._links is not None:
             session, base = announcement.session, announcement.sealed.base
             # Nobody here can see whether a state is out of range because a client lied. Until hospitals have

@@ -239,7 +239,7 @@ def test_a_run_goes_back_once_and_only_from_a_state_that_nobody_could_train(
     for number in (1, 2):
         part = sealed.part_of(RoundId(session, number, "train"))
         assert part is not None
-        assert sealed.took(part, session, _result(number)) == ""
+        assert sealed.took(part, _result(number)) == ""
 
     assert bool(sealed.aborted(RoundId(session, 3, phase), statuses)) == goes_back
 
