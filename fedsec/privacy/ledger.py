@@ -1,17 +1,24 @@
-"""What one owner's records have cost over all trainings, recorded before anything is spent."""
+"""What one owner's records have cost over all trainings, recorded before anything is spent.
+
+There are two accounts, which are never added up, since they protect different things: that of records, whose
+steps of DP-SGD are listed, and that of the hospital as a whole, whose noisy sums are.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Protocol
 
-from fedsec.errors import StateError
+from fedsec.errors import StateError, UsageError
 from fedsec.privacy.accounting import SampledGaussian
+from fedsec.privacy.skellam_accounting import SkellamSum
 
+Check = Callable[[tuple[SkellamSum, ...]], None]
+"""Raises when a sum would cost too much after those that were recorded before."""
 Plan = Callable[[tuple[SampledGaussian, ...]], SampledGaussian]
 """Gives, for what was spent so far, the steps to come; raises when they would cost too much."""
 
@@ -19,7 +26,11 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spent (
   place INTEGER PRIMARY KEY, noise_multiplier REAL NOT NULL, sampling_rate REAL NOT NULL,
   steps INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS sums (
+  place INTEGER PRIMARY KEY, label TEXT NOT NULL UNIQUE, l2_sensitivity REAL NOT NULL,
+  l1_sensitivity REAL NOT NULL, variance REAL NOT NULL, rounds INTEGER NOT NULL);
 """
+"""Tables are only ever added: what an older fedsec has written is read, and it reads what it knows."""
 _WAIT_S = 120
 """Longest wait for another process of the same hospital, which may be calibrating its noise."""
 
@@ -69,7 +80,7 @@ class DurableLedger:
         Raises:
             StateError: The disk does not take it.
         """
-        with self._connection() as database:
+        with _opened(self._folder) as database:
             with _errors():
                 # The lock is held while planning: two rounds at once must not both have the last of it.
                 database.execute("BEGIN IMMEDIATE")
@@ -82,19 +93,90 @@ class DurableLedger:
                 database.execute("COMMIT")
         return (*spent, one)
 
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        with _errors():
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = self._folder / "privacy.sqlite"
-            database = sqlite3.connect(path, isolation_level=None, timeout=_WAIT_S)
-        # What was not committed is rolled back by closing.
-        with contextlib.closing(database):
+
+class SumLedger(Protocol):
+    """Whatever keeps account of the sums that a hospital as a whole has contributed to."""
+
+    def charge(self, label: str, one: SkellamSum, check: Check) -> tuple[SkellamSum, ...]:
+        """Record a sum before anything is contributed to it.
+
+        Args:
+            label: Names the release. One that was recorded is not recorded again, nor checked: resending the
+                same contribution to the same sum tells nothing more.
+            one: What it is.
+            check: Gets what was recorded before; nothing is recorded when it raises.
+
+        Returns:
+            Everything that was ever recorded, in order.
+
+        Raises:
+            StateError: The label was recorded for another sum.
+        """
+        ...
+
+    def spent(self) -> tuple[SkellamSum, ...]:
+        """Return everything that was ever recorded, in order."""
+        ...
+
+
+class MemorySumLedger:
+    """An account of one process, for a hospital that takes part in nothing else."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, SkellamSum] = {}
+
+    def charge(self, label: str, one: SkellamSum, check: Check) -> tuple[SkellamSum, ...]:
+        """See :meth:`SumLedger.charge`."""
+        if not _recorded(self._sums, label, one):
+            check(self.spent())
+            self._sums[label] = one
+        return self.spent()
+
+    def spent(self) -> tuple[SkellamSum, ...]:
+        """See :meth:`SumLedger.spent`."""
+        return tuple(self._sums.values())
+
+
+class DurableSumLedger:
+    """An account on disk, in the file of :class:`DurableLedger` and as safe.
+
+    Args:
+        folder: The hospital's state folder, made when missing (mode 0700).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def charge(self, label: str, one: SkellamSum, check: Check) -> tuple[SkellamSum, ...]:
+        """See :meth:`SumLedger.charge`; what is returned is on the disk.
+
+        Raises:
+            StateError: The disk does not take it, or the label was recorded for another sum.
+        """
+        with _opened(self._folder) as database:
             with _errors():
-                path.chmod(0o600)
-                database.execute("PRAGMA synchronous=EXTRA")
-                database.executescript(_SCHEMA)
-            yield database
+                database.execute("BEGIN IMMEDIATE")
+                sums = _sums(database)
+            if _recorded(sums, label, one):
+                return tuple(sums.values())
+            check(tuple(sums.values()))
+            with _errors():
+                query = (
+                    "INSERT INTO sums (label, l2_sensitivity, l1_sensitivity, variance, rounds)"
+                    " VALUES (?, ?, ?, ?, ?)"
+                )
+                database.execute(query, (label, *astuple(one)))
+                database.execute("COMMIT")
+        return (*sums.values(), one)
+
+    def spent(self) -> tuple[SkellamSum, ...]:
+        """See :meth:`SumLedger.spent`.
+
+        Raises:
+            StateError: The disk does not give it.
+        """
+        with _opened(self._folder) as database, _errors():
+            return tuple(_sums(database).values())
 
 
 def together(mechanisms: Iterable[SampledGaussian]) -> tuple[SampledGaussian, ...]:
@@ -106,10 +188,41 @@ def together(mechanisms: Iterable[SampledGaussian]) -> tuple[SampledGaussian, ..
     return tuple(replace(kind, steps=count) for kind, count in steps.items())
 
 
+def _recorded(sums: Mapping[str, SkellamSum], label: str, one: SkellamSum) -> bool:
+    if sums.get(label, one) != one:
+        raise StateError(
+            "this release was recorded with other sensitivities or another noise; it is not contributed to"
+        )
+    return label in sums
+
+
+def _sums(database: sqlite3.Connection) -> dict[str, SkellamSum]:
+    query = "SELECT label, l2_sensitivity, l1_sensitivity, variance, rounds FROM sums ORDER BY place"
+    try:
+        return {label: SkellamSum(*row) for label, *row in database.execute(query)}
+    except UsageError as error:
+        raise StateError("the account of what this hospital has contributed to is damaged") from error
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[sqlite3.Connection]:
+    with _errors():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = folder / "privacy.sqlite"
+        database = sqlite3.connect(path, isolation_level=None, timeout=_WAIT_S)
+    # What was not committed is rolled back by closing.
+    with contextlib.closing(database):
+        with _errors():
+            path.chmod(0o600)
+            database.execute("PRAGMA synchronous=EXTRA")
+            database.executescript(_SCHEMA)
+        yield database
+
+
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        text = f"what the records have cost cannot be read or written ({type(error).__name__})"
-        raise StateError(f"{text}; nothing was trained") from error
+        text = f"the account of privacy cannot be read or written ({type(error).__name__})"
+        raise StateError(f"{text}; nothing was trained or sent") from error

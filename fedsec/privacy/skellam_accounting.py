@@ -133,7 +133,7 @@ def variance_for(
             f"the target of epsilon {target_epsilon:g} is used up: what was done costs {rounded_up(before)}"
             f" at delta {delta:g}. No further round is possible within it"
         )
-    done = _merged(spent)
+    done = merged(spent)
 
     def within(variance: float) -> bool:
         one = SkellamSum(l2_sensitivity, l1_sensitivity, variance, rounds)
@@ -166,12 +166,21 @@ def rounds_within(
         UsageError: An argument is out of range.
     """
     _check_target(target_epsilon)
-    done = _merged(spent)
+    done = merged(spent)
 
     def within(rounds: int) -> bool:
         return epsilon_of_sums([*done, replace(one, rounds=rounds)], delta) <= target_epsilon
 
     return _last(within, _MOST_ROUNDS)
+
+
+def merged(sums: Iterable[SkellamSum]) -> list[SkellamSum]:
+    """Return the same rounds with those of one kind in one entry, in the order of their first ones."""
+    rounds: dict[SkellamSum, int] = {}
+    for one in sums:
+        kind = replace(one, rounds=0)
+        rounds[kind] = rounds.get(kind, 0) + one.rounds
+    return [replace(kind, rounds=count) for kind, count in rounds.items()]
 
 
 def _last(within: Callable[[int], bool], most: int) -> int:
@@ -181,15 +190,6 @@ def _last(within: Callable[[int], bool], most: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if within(middle) else (low, middle)
     return low
-
-
-def _merged(sums: Iterable[SkellamSum]) -> list[SkellamSum]:
-    """Return the same rounds with those of one kind in one entry."""
-    rounds: dict[SkellamSum, int] = {}
-    for one in sums:
-        kind = replace(one, rounds=0)
-        rounds[kind] = rounds.get(kind, 0) + one.rounds
-    return [replace(kind, rounds=count) for kind, count in rounds.items()]
 
 
 def _divergence(one: SkellamSum) -> npt.NDArray[np.float64]:
