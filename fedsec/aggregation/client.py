@@ -15,6 +15,7 @@ from fedsec.aggregation.hospital_state import HospitalState, Submitted, Verdict
 from fedsec.aggregation.links import Links, TlsLinks
 from fedsec.aggregation.making import UploadParts, make_parts
 from fedsec.aggregation.messages import Signed, Stored, Upload, header_digest
+from fedsec.aggregation.noise.account import HospitalAccount
 from fedsec.aggregation.receipt_asking import ask_receipt
 from fedsec.aggregation.receipt_file import ReceiptFile, Receipts
 from fedsec.aggregation.receipts import InclusionReceipt, check_acknowledgement, check_receipt
@@ -74,6 +75,7 @@ class HospitalClient:
         self.name = identity.name
         self._trust, self._identity, self._links = trust, identity, links
         self._state = HospitalState(trust.state)
+        self._account = HospitalAccount(trust.limits, trust.state)
         self._receipts = Receipts(trust.state)
         self._deadline: tuple[bytes, Deadline] | None = None
         self._pending: UploadParts | None = None
@@ -116,6 +118,7 @@ class HospitalClient:
         Raises:
             TrustError: Names what differs from the trust file or from the session's first sealed round, or
                 proves that the server signed two announcements for one round. Nothing was sent.
+                It also says when the round would tell more about this hospital than the file pins.
             ProtocolError: The bytes are no valid announcement.
         """
         announcement = self._trust.check(payload, signature, arrays, config)
@@ -126,6 +129,8 @@ class HospitalClient:
         ):
             text = "this model was evaluated here before, under another round id; nothing was sent"
             raise TrustError(f"{text}: two sums that differ by one hospital would open its metrics")
+        known = self._state.submitted(announcement.id) is not None
+        self._account.require(announcement, submitted=known)
         if announcement.sealed is not None:
             self._state.require_origin(announcement.session, origin_of(announcement))
         self._state.accept(announcement.id, announcement.digest, Signed(payload, signature))
@@ -164,6 +169,7 @@ class HospitalClient:
                 an aggregator refused it.
             PeerLostError: An aggregator cannot be reached or does not answer in time; it is named.
             DeadlineError: The time for uploads was over before the first call. Nothing was sent.
+            UsageError: The round was not accepted, or would cost more than the trust file pins.
         """
         digest = announcement.digest
         if not self._state.accepted(announcement.id, digest):
@@ -183,6 +189,7 @@ class HospitalClient:
             _report(announcement, words.report)
             known = Submitted(digest, parts.upload_id, header_digest(parts.header.payload))
             own = tag.digest() if announcement.phase == "train" else self._model_tag(announcement)
+            self._account.charge(announcement)
             self._state.record(announcement.id, known, own)
             signed = self._state.announcement(announcement.id, digest)
             self._receipts.begin(announcement.id, ReceiptFile(self.name, signed, parts.header))
@@ -337,5 +344,5 @@ class HospitalClient:
 
 def _report(announcement: Announcement, report: ClipReport) -> None:
     if report.clipped:
-        text = "%s: %d of %d values were out of the announced ranges and went out at their ends"
+        text = "%s: %d of %d values were out of the announced ranges and were brought into them"
         _log.warning(text, announcement.id, report.clipped, report.total)

@@ -58,6 +58,11 @@ class TrustLimits:
         metrics: Metrics that may be summed, each with exactly the range to be announced.
         serves: Digests, in hexadecimal, of the plans under which a model for nobody may be served
             (``fedsec.nn.sealed.serving_digest``); empty for any that is announced.
+        hospital_epsilon: What all rounds ever may tell about this hospital as a whole; rounds without noise
+            are then refused, and those that would exceed it. 0 for no such limit.
+        hospital_delta: At which that epsilon holds.
+        hospital_noise_multiplier: Weakest noise of a round, in units of what this hospital can change.
+        hospital_colluding: How many aggregators may put what they know together; 0 for all but one.
     """
 
     fewest_aggregators: int = 0
@@ -73,6 +78,10 @@ class TrustLimits:
         default_factory=lambda: {"accuracy": (0.0, 1.0), "loss": (0.0, 100.0)}
     )
     serves: tuple[str, ...] = ()
+    hospital_epsilon: float = 0.0
+    hospital_delta: float = 1e-5
+    hospital_noise_multiplier: float = 0.0
+    hospital_colluding: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,92 @@
+"""A hospital's account of itself as a whole: what it pins in its trust file, and what it has spent of it.
+
+Kept on its own disk over all runs, apart from the account of its records: the adjacency is another one.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedsec.aggregation.announcement import Announcement
+from fedsec.aggregation.noise.planning import sum_of
+from fedsec.errors import TrustError
+from fedsec.privacy.accounting import rounded_up
+from fedsec.privacy.hospital_budget import HospitalBudget
+from fedsec.privacy.ledger import DurableSumLedger
+
+if TYPE_CHECKING:
+    from fedsec.aggregation.trust import TrustLimits
+
+_log = logging.getLogger(__name__)
+
+
+class HospitalAccount:
+    """What rounds with noise cost one hospital.
+
+    Args:
+        limits: What it pins.
+        folder: Its durable state.
+    """
+
+    def __init__(self, limits: TrustLimits, folder: Path) -> None:
+        self._limits = limits
+        self._ledger = DurableSumLedger(folder)
+        self._budget = None
+        if limits.hospital_epsilon:
+            self._budget = HospitalBudget(limits.hospital_epsilon, limits.hospital_delta, self._ledger)
+
+    def require(self, announcement: Announcement, *, submitted: bool) -> None:
+        """Check before training that a round is within what is pinned; nothing is spent yet.
+
+        Args:
+            announcement: The round.
+            submitted: Whether it was paid for before: a retry of an upload costs nothing.
+
+        Raises:
+            TrustError: It has no noise, or too little, or would cost more than is left. Nothing was sent.
+        """
+        if self._budget is None:
+            return
+        noise, words = announcement.encoding.noise, announcement.layout.update_words
+        if noise is None:
+            raise TrustError(
+                f"{announcement.id} opens its sum without noise, and this hospital's trust file pins"
+                f" hospital_epsilon = {self._limits.hospital_epsilon:g}: a training round has to announce"
+                " noise (RoundPlan.privacy), and the server evaluates on data of its own; nothing was sent"
+            )
+        colluding = self._limits.hospital_colluding or noise.aggregators - 1
+        if noise.colluding < colluding:
+            raise TrustError(
+                f"the noise of {announcement.id} protects from {noise.colluding} colluding aggregators, this"
+                f" hospital's trust file asks for {colluding}; nothing was sent"
+            )
+        if noise.multiplier(words) < self._limits.hospital_noise_multiplier:
+            raise TrustError(
+                f"the noise multiplier of {announcement.id} is {noise.multiplier(words):.4g}, this hospital's"
+                f" trust file asks for {self._limits.hospital_noise_multiplier:g} or more; nothing was sent"
+            )
+        if not submitted and not self._budget.affordable(sum_of(noise, words)):
+            report = self._budget.report()
+            raise TrustError(
+                f"with {announcement.id} this hospital would exceed what its trust file pins, epsilon"
+                f" {self._limits.hospital_epsilon:g} at delta {report.delta:g}: earlier rounds cost"
+                f" {rounded_up(report.epsilon)}; nothing was sent"
+            )
+
+    def charge(self, announcement: Announcement) -> None:
+        """Record what a round costs, durably, before anything of it leaves; a second time costs nothing.
+
+        Raises:
+            UsageError: It would exceed what is pinned. Nothing was sent.
+            StateError: The disk does not take it. Nothing was sent.
+        """
+        noise = announcement.encoding.noise
+        if noise is None:
+            return
+        one, label = sum_of(noise, announcement.layout.update_words), announcement.digest.hex()
+        if self._budget is None:
+            self._ledger.charge(label, one, lambda spent: None)
+            return
+        _log.info("%s: %s", announcement.id, self._budget.charge(label, one))
