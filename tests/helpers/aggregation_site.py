@@ -77,10 +77,10 @@ class Hospital:
     def ready(self) -> None:
         """Wait until it takes steps."""
         if not self._ready:
-            assert self._line(30.0) == {"did": "start"}
+            assert self._line(90.0) == {"did": "start"}
             self._ready = True
 
-    def hear(self, within_s: float = 30.0) -> dict[str, Any]:
+    def hear(self, within_s: float = 90.0) -> dict[str, Any]:
         """Return the answer to the next step; fails when it ends or takes too long."""
         self.ready()
         return self._line(within_s)
@@ -92,7 +92,7 @@ class Hospital:
             while b"\n" not in self._heard:
                 assert selector.select(deadline - time.monotonic()), f"nothing heard: {self.errors()}"
                 more = os.read(self._output.fileno(), 65536)
-                assert more, f"it ended with {self._process.wait(10)}: {self.errors()}"
+                assert more, f"it ended with {self._process.wait(60)}: {self.errors()}"
                 self._heard += more
         line, _, self._heard = self._heard.partition(b"\n")
         return dict(json.loads(line))
@@ -101,7 +101,7 @@ class Hospital:
         self._process.kill()
         return self.ended()[0]
 
-    def ended(self, within_s: float = 30.0) -> tuple[int, str]:
+    def ended(self, within_s: float = 90.0) -> tuple[int, str]:
         """Wait for its end and return exit code and standard error."""
         try:
             code = self._process.wait(within_s)
@@ -228,7 +228,7 @@ class Site:
     def open(self, size: int = SMALL, **fields: Any) -> Round:
         """Announce a round to the aggregators and lay it out for hospitals."""
         announcement, model = self.announcement(size, **fields)
-        signed = self.collector.announce(announcement, Deadline.after(10))
+        signed = self.collector.announce(announcement, Deadline.after(30))
         return self.lay_out(announcement, signed, model)
 
     def lay_out(
@@ -269,7 +269,7 @@ class Site:
             for name in self.names:
                 with closing(TlsLinks([party], Identity.load(self.cluster.identity(name)))) as links:
                     message = GetReceipt(round_.announcement.id, round_.ids.get(name, bytes(16)))
-                    reply, _ = links.call(party.name, message, Receipt, deadline=Deadline.after(5))
+                    reply, _ = links.call(party.name, message, Receipt, deadline=Deadline.after(30))
                 found[-1][name] = reply.reason or reply.status
         assert all(one == found[0] for one in found), found
         return found[0]
@@ -299,14 +299,14 @@ class Site:
         process.start([sys.executable, "-m", "fedsec", "party", "--config", str(config)], listener)
         self._restarted[party] = process
         self.pids.append(self.pid(party))
-        process.wait_ready(Deadline.after(20))
+        process.wait_ready(Deadline.after(60))
 
     def stored(self, party: str, round_: Round) -> list[Path]:
         """Return the files of parts and sums that an aggregator keeps of a round."""
         folder = self.cluster.folder / "parties" / party / "state" / "rounds"
         return list((folder / round_.announcement.id.key.hex()).glob("*"))
 
-    def keeps_nothing(self, round_: Round, within_s: float = 5.0) -> bool:
+    def keeps_nothing(self, round_: Round, within_s: float = 30.0) -> bool:
         """Wait until no aggregator keeps a part or a sum of a round."""
         return until(lambda: not any(self.stored(one.name, round_) for one in self.file.parties), within_s)
 
@@ -315,7 +315,7 @@ class Site:
         ends = [hospital.finished() for hospital in self._all if not hospital.done]
         for process in self._restarted.values():
             process.ask_to_end()
-        codes = {name: process.end(5) for name, process in self._restarted.items()}
+        codes = {name: process.end(30) for name, process in self._restarted.items()}
         stopped = self.cluster.stop()
         assert ends == [(0, "")] * len(ends)
         assert set(codes.values()) <= {0}

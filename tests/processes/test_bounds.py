@@ -122,7 +122,7 @@ def test_threat_37_a_hospital_that_is_greedy_and_slow_costs_its_own_places(site:
         # A quarter of them holds 256 KiB, each a thread and a TLS connection.
         assert memory(site) - before < 32 * MIB
     # Its places are free again, and it may take part.
-    assert until(lambda: threads(site) < 64, 10)
+    assert until(lambda: threads(site) < 64, 60)
     everyone_takes_part(site, SIZE)
 
 

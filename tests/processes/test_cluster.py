@@ -96,7 +96,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _gone(pids: Sequence[int], within_s: float = 5.0) -> bool:
+def _gone(pids: Sequence[int], within_s: float = 30.0) -> bool:
     end = time.monotonic() + within_s
     while any(_alive(pid) for pid in pids):
         if time.monotonic() > end:
@@ -186,7 +186,7 @@ def test_a_party_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pyt
 def test_threat_42_a_killed_party_is_noticed_and_named(tmp_path: Path) -> None:
     with Cluster.local(tmp_path / "run", command=_script(tmp_path, PARTY)) as cluster:
         os.kill(cluster.pids()["party-1"], signal.SIGKILL)
-        end = time.monotonic() + 5
+        end = time.monotonic() + 30
         while time.monotonic() < end:
             try:
                 cluster.watch()
@@ -228,7 +228,7 @@ def test_parties_end_when_their_launcher_does(tmp_path: Path, number: signal.Sig
         assert len(pids) == 3
         process.send_signal(number)
         rest = process.stdout.read()
-        code = process.wait(10)
+        code = process.wait(60)
     assert _gone(pids)
     if number is signal.SIGINT:
         assert (code, rest) == (0, "interrupted\n")

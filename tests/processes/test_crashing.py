@@ -39,7 +39,7 @@ HELPER = Path(__file__).resolve().parents[1] / "helpers" / "crashing_party.py"
 PARTIES = ("party-0", "party-1", "party-2")
 USERS = ("anna", "ben", "cleo", "dora")
 CLIENTS_EACH = 8
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 def small_network() -> tuple[Plan, Weights]:

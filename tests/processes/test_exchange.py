@@ -53,7 +53,7 @@ def link(request: pytest.FixtureRequest, identities: dict[str, Identity]) -> Lin
         one, two = _tcp_pair()
         a, b = identities[NAMES[i]], identities[NAMES[j]]
         accepted: list[SocketChannel] = []
-        deadline = Deadline.after(10)
+        deadline = Deadline.after(30)
         thread = threading.Thread(target=lambda: accepted.append(open_server(two, b, deadline=deadline)))
         thread.start()
         endpoint = Endpoint(b.name, "nowhere", 1, b.public_key)
@@ -106,7 +106,7 @@ def test_several_messages_on_one_link_keep_their_order(link: Link) -> None:
     with one, two:
         sends = [(one, f"x/{n}", bytes([n]) * (n * 3000)) for n in range(8)]
         receives = [(two, f"x/{n}", n * 3000) for n in range(8)]
-        got = exchange(sends, receives, Deadline.after(10))
+        got = exchange(sends, receives, Deadline.after(30))
         assert [bytes(payload) for payload in got] == [payload for _, _, payload in sends]
         assert one.meter.by_label()["x"][0] == two.meter.by_label()["x"][2] == 8
 
@@ -115,10 +115,10 @@ def test_small_messages_one_after_the_other(link: Link) -> None:
     one, two = link(0, 1)
     with one, two:
         for n in range(50):
-            one.send("x", n.to_bytes(2, "big"), Deadline.after(5))
-            assert two.receive("x", max_bytes=2, deadline=Deadline.after(5)) == n.to_bytes(2, "big")
-            two.send("y", b"", Deadline.after(5))
-            assert one.receive("y", max_bytes=0, deadline=Deadline.after(5)) == b""
+            one.send("x", n.to_bytes(2, "big"), Deadline.after(30))
+            assert two.receive("x", max_bytes=2, deadline=Deadline.after(30)) == n.to_bytes(2, "big")
+            two.send("y", b"", Deadline.after(30))
+            assert one.receive("y", max_bytes=0, deadline=Deadline.after(30)) == b""
 
 
 def test_threat_43_the_end_of_a_connection_names_the_peer(link: Link) -> None:
@@ -126,16 +126,16 @@ def test_threat_43_the_end_of_a_connection_names_the_peer(link: Link) -> None:
     with one:
         two.close()
         with pytest.raises(PeerLostError, match="party-1 closed it"):
-            one.receive("x", max_bytes=1, deadline=Deadline.after(5))
+            one.receive("x", max_bytes=1, deadline=Deadline.after(30))
 
 
 def test_threat_43_an_exchange_names_the_party_that_is_missing(link: Link) -> None:
     one, two = link(0, 1)
     three, four = link(0, 2)
     with one, two, three, four:
-        two.send("x", b"1", Deadline.after(5))
+        two.send("x", b"1", Deadline.after(30))
         with pytest.raises(DeadlineError, match="party-2") as caught:
-            exchange([], [(one, "x", 1), (three, "x", 1)], Deadline.after(0.2))
+            exchange([], [(one, "x", 1), (three, "x", 1)], Deadline.after(1.0))
         assert "party-1" not in str(caught.value)
 
 
@@ -146,7 +146,7 @@ def test_threat_43_a_peer_that_does_not_read_is_named(link: Link) -> None:
             one.send("x", bytes(5_000_000), Deadline.after(0.3))
         # Half a message is out: the channel is good for nothing else.
         with pytest.raises(PeerLostError):
-            one.send("x", b"1", Deadline.after(5))
+            one.send("x", b"1", Deadline.after(30))
 
 
 def test_a_wait_that_got_no_byte_can_be_repeated(link: Link) -> None:
@@ -157,19 +157,19 @@ def test_a_wait_that_got_no_byte_can_be_repeated(link: Link) -> None:
                 one.receive("x", max_bytes=1, deadline=Deadline.after(0.02))
             with pytest.raises(DeadlineError, match="party-1"):
                 one.wait(Deadline.after(0.02))
-        two.send("x", b"1", Deadline.after(5))
-        one.wait(Deadline.after(5))
-        assert one.receive("x", max_bytes=1, deadline=Deadline.after(5)) == b"1"
+        two.send("x", b"1", Deadline.after(30))
+        one.wait(Deadline.after(30))
+        assert one.receive("x", max_bytes=1, deadline=Deadline.after(30)) == b"1"
 
 
 def test_another_size_than_agreed_is_refused(link: Link) -> None:
     one, two = link(0, 1)
     with one, two:
-        two.send("x", b"12", Deadline.after(5))
+        two.send("x", b"12", Deadline.after(30))
         with pytest.raises(ProtocolError, match="expected 3 bytes in 'x' of party-1, got 2"):
-            exchange([], [(one, "x", 3)], Deadline.after(5))
+            exchange([], [(one, "x", 3)], Deadline.after(30))
         with pytest.raises(PeerLostError):
-            exchange([(one, "x", b"1")], [], Deadline.after(5))
+            exchange([(one, "x", b"1")], [], Deadline.after(30))
 
 
 def test_an_interrupt_ends_a_wait_in_another_thread(link: Link) -> None:
@@ -178,29 +178,29 @@ def test_an_interrupt_ends_a_wait_in_another_thread(link: Link) -> None:
         timer = threading.Timer(0.1, one.interrupt)
         timer.start()
         with pytest.raises(PeerLostError):
-            one.receive("x", max_bytes=1, deadline=Deadline.after(10))
+            one.receive("x", max_bytes=1, deadline=Deadline.after(30))
         timer.join()
 
 
 def test_a_message_that_comes_in_pieces_is_put_together(link: Link) -> None:
     one, two = link(0, 1)
     with one, two:
-        thread = threading.Thread(target=lambda: one.send("x", bytes(300_000), Deadline.after(10)))
+        thread = threading.Thread(target=lambda: one.send("x", bytes(300_000), Deadline.after(30)))
         thread.start()
-        assert exchange([], [(two, "x", 300_000)], Deadline.after(10)) == [bytes(300_000)]
+        assert exchange([], [(two, "x", 300_000)], Deadline.after(30)) == [bytes(300_000)]
         thread.join()
 
 
 def test_what_tls_has_read_ahead_is_known_to_be_there(link: Link) -> None:
     one, two = link(0, 1)
     with one, two:
-        one.send("x", bytes(100), Deadline.after(5))
-        two.wait(Deadline.after(5))
+        one.send("x", bytes(100), Deadline.after(30))
+        two.wait(Deadline.after(30))
         header = bytearray(10)
         two.read_into(memoryview(header))
         # Plain sockets keep the rest in the kernel, where a poll sees it.
         assert two.buffered() == isinstance(two._sock, ssl.SSLSocket)
-        two.wait(Deadline.after(5))
+        two.wait(Deadline.after(30))
 
 
 def test_an_exchange_over_a_channel_with_half_a_message_sends_nothing(link: Link) -> None:
@@ -210,6 +210,6 @@ def test_an_exchange_over_a_channel_with_half_a_message_sends_nothing(link: Link
         with pytest.raises(DeadlineError, match="party-1"):
             exchange([(one, "x", bytes(9_000_000)), (one, "y", b"1")], [], Deadline.after(0.3))
         with pytest.raises(PeerLostError):
-            exchange([(three, "x", b"1"), (one, "x", b"1")], [], Deadline.after(5))
+            exchange([(three, "x", b"1"), (one, "x", b"1")], [], Deadline.after(30))
         with pytest.raises(DeadlineError, match="party-0"):
             four.receive("x", max_bytes=1, deadline=Deadline.after(0.05))

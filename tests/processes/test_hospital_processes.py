@@ -107,7 +107,9 @@ def test_threat_42_a_hospital_killed_before_or_in_its_upload_costs_only_itself(
     drafts = [file for file in site.stored("party-0", round_) if file.suffix == ".draft"]
     assert len(drafts) == (place == "half")
     assert victim.kill() == -signal.SIGKILL
-    assert until(lambda: not any(file.exists() for file in drafts), 5), "half a part goes with its connection"
+    assert until(lambda: not any(file.exists() for file in drafts), 30), (
+        "half a part goes with its connection"
+    )
     site.submit(round_, others[2:])
     round_.check(site.collect(round_), others, {VICTIM: expected})
     assert site.verdicts(round_) == {**dict.fromkeys(others, "included"), VICTIM: expected}
@@ -155,11 +157,11 @@ def test_a_hospital_that_comes_after_the_closing_is_refused_and_told_so(site: Si
 def test_a_hospital_that_sleeps_past_the_time_for_uploads_sends_nothing_and_is_told_so(site: Site) -> None:
     for name in site.names:
         site.hospital(name).ready()
-    round_ = site.open(upload_seconds=2.5)
+    round_ = site.open(upload_seconds=6.0)
     before = site.meters()
     late = site.hospital(VICTIM)
     late.do("accept", round=str(round_.folder))
-    late.do("submit", sleep=2.6, **round_.contribution(VICTIM))
+    late.do("submit", sleep=6.1, **round_.contribution(VICTIM))
     others = [name for name in site.names if name != VICTIM]
     site.submit(round_, others)
     # Nobody closes: the aggregators do by their own clocks.
@@ -167,7 +169,7 @@ def test_a_hospital_that_sleeps_past_the_time_for_uploads_sends_nothing_and_is_t
     code, text = late.ended()
     assert code == PeerLostError.exit_code
     assert text.count("\n") == 1
-    assert "the 2.5 s for uploads" in text
+    assert "the 6 s for uploads" in text
     assert "nothing was sent" in text
     assert "party" not in text, "no aggregator is to blame"
     round_.check(site.collect(round_), others, {VICTIM: "missing"})
@@ -188,7 +190,7 @@ def test_threat_22_below_the_minimum_cohort_nothing_is_opened(site: Site, upload
         RoundAbortedError, match=rf"{uploads} complete uploads, the minimum cohort is {cohort}"
     ):
         site.collect(round_)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 28
     answers = counts_of(site.collector.meter.by_label(), "collect_sum")[3] - received
     assert answers < 4 * SMALL, "no sum share has come"
     assert site.keeps_nothing(round_)
@@ -196,7 +198,7 @@ def test_threat_22_below_the_minimum_cohort_nothing_is_opened(site: Site, upload
     with closing(TlsLinks(site.file.parties, site.server)) as links:
         for party in site.file.parties:
             with pytest.raises(RoundAbortedError, match="minimum cohort"):
-                links.call(party.name, message, SumShare, deadline=Deadline.after(5), max_body_bytes=10**6)
+                links.call(party.name, message, SumShare, deadline=Deadline.after(30), max_body_bytes=10**6)
     for name in present:
         site.hospital(name).do("receipt", go_on=True)
         answer = site.hospital(name).hear()
@@ -213,7 +215,7 @@ def test_threat_42_an_aggregator_killed_before_the_collection_is_named(fragile: 
     fragile.signal("party-1", signal.SIGKILL)
     _ends_by_name(fragile, round_, "party-1")
     # The others have ended the round as well and keep nothing; a hospital learns that its update is void.
-    assert until(lambda: not fragile.stored("party-0", round_) + fragile.stored("party-2", round_), 5)
+    assert until(lambda: not fragile.stored("party-0", round_) + fragile.stored("party-2", round_), 30)
     hospital = fragile.hospital("hospital-00")
     hospital.do("receipt")
     code, text = hospital.ended()
@@ -228,7 +230,7 @@ def test_threat_42_an_aggregator_killed_before_the_uploads_is_named_to_the_hospi
     hospital.do("accept", round=str(round_.folder))
     hospital.do("submit", **round_.contribution("hospital-00"))
     assert hospital.hear() == {"did": "accept"}
-    code, text = hospital.ended(10)
+    code, text = hospital.ended(60)
     assert code == PeerLostError.exit_code
     assert "party-2" in text
     assert "Traceback" not in text
@@ -245,14 +247,14 @@ def test_threat_43_an_aggregator_killed_while_the_collector_waits_is_named(
     # Without the last one there is no agreement: the collector and the other two wait.
     fragile.signal("party-2", signal.SIGSTOP)
     with _Collecting(fragile, round_) as collecting:
-        assert until(lambda: _lists(fragile, "party-1") > seen, 10), "party-0 has closed and told party-1"
+        assert until(lambda: _lists(fragile, "party-1") > seen, 30), "party-0 has closed and told party-1"
         assert collecting.waits
         begun = time.monotonic()
         fragile.signal(victim, signal.SIGKILL)
         if victim != "party-2":
             fragile.signal("party-2", signal.SIGCONT)
         error = collecting.error()
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 28
     assert isinstance(error, PeerLostError)
     assert victim in str(error)
 
@@ -266,9 +268,9 @@ def test_threat_42_an_aggregator_that_comes_back_changes_nothing(fragile: Site, 
         seen, closed = _lists(fragile, "party-1"), _answered(fragile, "party-1", "close_uploads")
         fragile.signal("party-2", signal.SIGSTOP)
         with _Collecting(fragile, round_) as collecting:
-            assert until(lambda: _lists(fragile, "party-1") > seen, 10)
+            assert until(lambda: _lists(fragile, "party-1") > seen, 30)
             # Killed before it is told that uploads are closed, it would be named to the collector instead.
-            assert until(lambda: _answered(fragile, "party-1", "close_uploads") > closed, 10)
+            assert until(lambda: _answered(fragile, "party-1", "close_uploads") > closed, 30)
             fragile.signal("party-1", signal.SIGKILL)
             fragile.restart("party-1")
             fragile.signal("party-2", signal.SIGCONT)
@@ -306,7 +308,7 @@ def _ends_by_name(site: Site, round_: Round, victim: str) -> None:
     begun = time.monotonic()
     with pytest.raises(PeerLostError, match=victim):
         site.collect(round_)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 28
 
 
 def _lists(site: Site, party: str) -> int:
@@ -320,7 +322,7 @@ def _answered(site: Site, party: str, kind: str) -> int:
 
 
 def _counts(site: Site, party: str, kind: str) -> Any:
-    deadline = Deadline.after(5)
+    deadline = Deadline.after(30)
     with connect(site.file.party(party), site.server, deadline=deadline) as channel:
         return counts_of(read_meter(channel, deadline).by_label, kind)
 

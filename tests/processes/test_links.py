@@ -38,11 +38,11 @@ class Aggregators:
     def _start(self, name: str, port: int) -> Server:
         def take(call: Call) -> Reply:
             if self.silent.get(name) == "before its body":
-                self.speak.wait(10)
+                self.speak.wait(60)
             body = bytes(call.body.read())
             if self.silent.get(name) == "after it":
-                self.speak.wait(10)
-            self.meet.wait(10)
+                self.speak.wait(60)
+            self.meet.wait(60)
             self.heard.append((name, body))
             if name == self.refusing:
                 raise ProtocolError("the round takes no more uploads")
@@ -84,7 +84,7 @@ def links(aggregators: Aggregators) -> Iterator[TlsLinks]:
     made.close()
 
 
-def ask(links: TlsLinks, seconds: float = 10.0) -> dict[str, Stored]:
+def ask(links: TlsLinks, seconds: float = 60.0) -> dict[str, Stored]:
     return links.call_each(MESSAGE, BODIES, Stored, deadline=Deadline.after(seconds))
 
 
@@ -101,7 +101,7 @@ def test_every_aggregator_gets_its_own_body_while_the_others_are_at_work(
 
 
 def test_connections_opened_ahead_are_those_that_are_used(aggregators: Aggregators, links: TlsLinks) -> None:
-    links.connect(Deadline.after(10))
+    links.connect(Deadline.after(60))
     before = dict(links._channels)
     assert set(before) == set(NAMES)
     ask(links)
@@ -145,15 +145,22 @@ def test_a_refusal_is_the_aggregators_own_and_leaves_all_connections_in_step(
     assert links._channels == before
 
 
-@pytest.mark.parametrize("when", ["before its body", "after it"])
-@pytest.mark.parametrize("silent", NAMES)
+@pytest.mark.parametrize(
+    ("silent", "when"),
+    [
+        ("party-0", "before its body"),
+        ("party-1", "before its body"),
+        ("party-1", "after it"),
+        ("party-2", "after it"),
+    ],
+)
 def test_one_that_says_nothing_costs_the_deadline_and_is_named(
     aggregators: Aggregators, links: TlsLinks, silent: str, when: str
 ) -> None:
-    links.connect(Deadline.after(10))
+    links.connect(Deadline.after(60))
     aggregators.silent = {silent: when}
     with pytest.raises(PeerLostError, match=f"from {silent} within"):
-        ask(links, 1.0)
+        ask(links, 2.0)
     aggregators.speak.set()
     assert {name for name, _ in aggregators.heard} >= set(NAMES) - {silent}
     aggregators.silent = {}
@@ -163,7 +170,7 @@ def test_one_that_says_nothing_costs_the_deadline_and_is_named(
 def test_an_interrupt_leaves_no_answer_behind_for_the_next_request(
     aggregators: Aggregators, links: TlsLinks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    links.connect(Deadline.after(10))
+    links.connect(Deadline.after(60))
     with monkeypatch.context() as patch:
         patch.setattr(links, "_hear", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

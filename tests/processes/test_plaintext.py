@@ -62,7 +62,7 @@ def _open(
 
     def accept() -> None:
         try:
-            results.append(open_server(ends[1], b, deadline=Deadline.after(5), insecure_plaintext=server))
+            results.append(open_server(ends[1], b, deadline=Deadline.after(30), insecure_plaintext=server))
         except Exception as error:
             results.append(error)
 
@@ -75,7 +75,7 @@ def _open(
     thread = threading.Thread(target=accept)
     thread.start()
     endpoint = Endpoint(b.name, "127.0.0.1", 1, b.public_key, insecure_plaintext=client)
-    return lambda: open_client(ends[0], endpoint, a, deadline=Deadline.after(5)), result
+    return lambda: open_client(ends[0], endpoint, a, deadline=Deadline.after(30)), result
 
 
 @pytest.mark.parametrize("plaintext", [True, False], ids=["plaintext", "tls"])
@@ -90,7 +90,7 @@ def test_only_the_switch_puts_a_message_on_the_wire_in_the_clear(
             for number in range(3):
                 sends = [(one, f"x/{number}", SECRET), (two, f"y/{number}", SECRET)]
                 receives = [(two, f"x/{number}", len(SECRET)), (one, f"y/{number}", len(SECRET))]
-                assert exchange(sends, receives, Deadline.after(5)) == [SECRET, SECRET]
+                assert exchange(sends, receives, Deadline.after(30)) == [SECRET, SECRET]
             assert two.peer.public_key == identities[0].public_key
     assert (SECRET in tap.seen) == plaintext
     assert caplog.text.count("INSECURE") == (2 if plaintext else 0)

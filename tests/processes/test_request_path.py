@@ -69,7 +69,7 @@ def test_many_clients_at_once_get_their_own_answers(cluster: Cluster) -> None:
 
     with ThreadPoolExecutor(10) as pool:
         for done in [pool.submit(ask, number) for number in range(10)]:
-            done.result(60)
+            done.result(120)
 
 
 def test_more_images_than_are_in_stock_are_answered(cluster: Cluster) -> None:
@@ -80,11 +80,12 @@ def test_more_images_than_are_in_stock_are_answered(cluster: Cluster) -> None:
 
 
 def test_one_thread_asks_three_parties_and_leaves_no_thread_behind(cluster: Cluster) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with Client.connect(cluster) as user:
         for _ in range(5):
             user.predict(images(1))
-            assert threading.active_count() == before
+            # Others' threads may end meanwhile.
+            assert not set(threading.enumerate()) - before
 
 
 @pytest.fixture(scope="module")

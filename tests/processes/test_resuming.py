@@ -26,7 +26,7 @@ from fedsec.serving.client import Client
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTIES = ("party-0", "party-1", "party-2")
-WAIT_S = 40.0
+WAIT_S = 90.0
 
 
 def small_network() -> tuple[Plan, Weights]:

@@ -233,7 +233,7 @@ def test_a_state_goes_to_hospitals_of_its_roster_only(fresh):
     for name, error in (("hospital-00", None), ("hospital-02", "roster"), ("server", "is for hospital")):
         with closing(TlsLinks(fresh.cluster.parties, Identity.load(fresh.keys.identity(name)))) as links:
             message = FetchState(fresh.session, 1)
-            options = {"deadline": Deadline.after(5), "max_body_bytes": 1 << 20}
+            options = {"deadline": Deadline.after(30), "max_body_bytes": 1 << 20}
             if error is None:
                 assert len(links.call("party-0", message, StateShare, **options)[1]) == 8 * 1016
             else:
@@ -249,7 +249,7 @@ def test_rounds_that_do_not_fit_what_a_party_holds_or_knows_are_refused(fresh):
         fresh.open(fresh.announcement(1, sealed=wrong))
     other = [one + 1 for one in fresh.model]
     with pytest.raises(ProtocolError, match="initial array 'a0'"):
-        fresh.collector.announce(fresh.announcement(1), Deadline.after(10), other)
+        fresh.collector.announce(fresh.announcement(1), Deadline.after(30), other)
 
 
 def other_model(here):
@@ -268,7 +268,7 @@ def test_parties_refuse_rounds_of_a_session_with_other_initial_parameters(fresh)
             fresh.open(fresh.announcement(2, 1, **fields))
     # Nor does it begin anew from others while a state of it is there.
     with pytest.raises(TrustError, match="describes other initial parameters"):
-        fresh.collector.announce(fresh.announcement(3, **digests), Deadline.after(10), other)
+        fresh.collector.announce(fresh.announcement(3, **digests), Deadline.after(30), other)
     assert numbers(fresh) == everywhere(fresh, 0, 1)
     assert fresh.round(4, 1).state == 4
 
@@ -279,8 +279,8 @@ def test_of_two_rounds_side_by_side_with_different_initial_parameters_one_begins
     # Announced before either has given the parties its initial parameters.
     signed = Signed(first.encode(), sign_announcement(first, fresh.server))
     for party in fresh.cluster.parties:
-        fresh.collector._links.call(party.name, Announce(signed), Announced, deadline=Deadline.after(10))
-    fresh.collector.announce(second, Deadline.after(10), other)
+        fresh.collector._links.call(party.name, Announce(signed), Announced, deadline=Deadline.after(30))
+    fresh.collector.announce(second, Deadline.after(30), other)
 
     with pytest.raises(TrustError, match="describes other initial parameters"):
         fresh.open(first)
@@ -293,7 +293,7 @@ def test_of_two_rounds_side_by_side_with_different_initial_parameters_one_begins
 def test_initial_parameters_are_taken_for_an_open_first_round_only(fresh):
     def start(announcement):
         body = b"".join(one.astype("<f4").tobytes() for one in fresh.model)
-        options = {"body": body, "deadline": Deadline.after(10)}
+        options = {"body": body, "deadline": Deadline.after(30)}
         fresh.collector._links.call("party-0", SealedStart(announcement.id), Received, **options)
 
     first = fresh.announcement(1)
@@ -365,19 +365,19 @@ def test_a_link_that_no_computation_takes_is_closed_when_its_round_has_ended(fre
     fresh.open(announcement)
     first, second = fresh.cluster.parties[:2]
     with connect(
-        second, Identity.load(fresh.keys.identity(first.name)), deadline=Deadline.after(5)
+        second, Identity.load(fresh.keys.identity(first.name)), deadline=Deadline.after(30)
     ) as channel:
-        call(channel, OpenSealedLink(announcement.id), SealedLinkOpened, deadline=Deadline.after(5))
+        call(channel, OpenSealedLink(announcement.id), SealedLinkOpened, deadline=Deadline.after(30))
         with pytest.raises(RoundAbortedError):
             fresh.collect(announcement)
 
         with pytest.raises(PeerLostError, match="closed"):
-            channel.receive("anything", max_bytes=10, deadline=Deadline.after(5))
+            channel.receive("anything", max_bytes=10, deadline=Deadline.after(30))
     stranger = Identity.load(fresh.keys.identity("party-2"))
     other = fresh.announcement(2)
     fresh.open(other)
     with (
-        connect(second, stranger, deadline=Deadline.after(5)) as channel,
+        connect(second, stranger, deadline=Deadline.after(30)) as channel,
         pytest.raises(TrustError, match="expected a link from 'party-0'"),
     ):
-        call(channel, OpenSealedLink(other.id), SealedLinkOpened, deadline=Deadline.after(5))
+        call(channel, OpenSealedLink(other.id), SealedLinkOpened, deadline=Deadline.after(30))

@@ -79,7 +79,7 @@ def test_a_killed_party_costs_one_update_and_nothing_else(site: Site, step: int,
         survived = step == 5 and result.state == 2
         assert survived or (result.state is None and result.not_sealed)
     # After its last step a party has answered before it dies.
-    give_up, revived = time.monotonic() + 10, site.local.revive()
+    give_up, revived = time.monotonic() + 60, site.local.revive()
     while not revived and time.monotonic() < give_up:
         time.sleep(0.05)
         revived = site.local.revive()

@@ -28,7 +28,7 @@ from sealed_model import NUMBER, SESSION, Sealed, network
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTIES = ("party-0", "party-1", "party-2")
-WAIT_S = 40.0
+WAIT_S = 90.0
 SEALED = Sealed.of(network())
 
 
