@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fedsec.mpc.dealt import comparisons, protocols
+from fedsec.mpc.dealt import comparisons, protocols, responses
 from fedsec.mpc.dealt.piecewise import Pieces
+from fedsec.mpc.randomised_response import ResponseLaw
 from fedsec.ring import RING32, RING64, Ring
 from fedsec.sharing.replicated import RepShare
 
@@ -49,6 +50,11 @@ EXAMPLES: Mapping[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
         {"bits": 14, "window_bits": 17, "ignore_bits": 5},
     ),
     "dealt_top_k": ("the largest of 10 values, window of 16 bits", (_words(1, 10), 1, 8, 16), {}),
+    "randomised_response": (
+        "one label of 10, epsilon 3",
+        (_words(1, 1), ResponseLaw.of(10, 3.0)),
+        {},
+    ),
     "dealt_truncate": (
         f"{_ELEMENTS}, 13 bits, window of 30",
         (_words(1, _COUNT),),
@@ -57,5 +63,5 @@ EXAMPLES: Mapping[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
 }
 """By name: what it is, and its arguments without the party."""
 
-MODULES = (protocols, comparisons)
+MODULES = (protocols, comparisons, responses)
 """Where they are declared, which happens on import."""

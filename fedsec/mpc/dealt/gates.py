@@ -33,14 +33,17 @@ class Fields:
         dealt: Secrets of the dealer, additively shared between the evaluators.
         masks: Masks of what the evaluators open, each the sum of a part of evaluator 1 and one of evaluator
             2. The last one masks the gate's result, unless the result stays in additive shares.
+        joint: Random words that no party knows: each is the sum of three parts, one from the stream of each
+            pair. The dealer knows two of them, an evaluator the third and one of the two.
     """
 
     dealt: tuple[Layout, ...] = ()
     masks: tuple[Layout, ...] = ()
+    joint: tuple[Layout, ...] = ()
 
     def __add__(self, other: Fields) -> Fields:
         """Return the fields of both, one after the other."""
-        return Fields(self.dealt + other.dealt, self.masks + other.masks)
+        return Fields(self.dealt + other.dealt, self.masks + other.masks, self.joint + other.joint)
 
     @property
     def dealt_bytes(self) -> int:
@@ -94,7 +97,7 @@ class Gate(ABC):
             r: Masks of the inputs, [N, *shape].
             shares: For each dealt field evaluator 1's share, [N, *shape of the field], uniform. Must be
                 overwritten by the secret minus it: that is what evaluator 2 gets.
-            masks: Both parts of each mask.
+            masks: Both parts of each mask; before them, of each joint word the two parts that it knows.
 
         Returns:
             The mask of the result, or None if the gate is final.
@@ -108,7 +111,7 @@ class Gate(ABC):
         Args:
             r: This evaluator's parts of the masks of the inputs.
             shares: Its shares of the dealt fields.
-            masks: Its parts of the masks.
+            masks: Its parts of the masks; before them, of each joint word the part of both evaluators.
 
         Returns:
             What ``run`` needs, and this evaluator's part of the mask of the result, None if it is final.

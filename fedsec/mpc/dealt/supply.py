@@ -65,8 +65,9 @@ class Part:
     Attributes:
         shares: The dealt fields, [N, *shape]: at the dealer and at evaluator 1 the words of their stream, at
             evaluator 2 what the dealer sent.
-        masks: At an evaluator its parts of the masks.
-        pairs: At the dealer both parts of each mask.
+        masks: At an evaluator those parts of joint words that both evaluators know, then its parts of the
+            masks.
+        pairs: At the dealer the two parts of each joint word that it knows, then both parts of each mask.
     """
 
     shares: list[RingArray]
@@ -87,6 +88,7 @@ class Supply:
         self._gates = gates
         fields = sum((gate.fields for gate in gates), Fields())
         self._dealt, self._masks = Placement(fields.dealt, images), Placement(fields.masks, images)
+        self._joint = Placement(fields.joint, images)
         # The dealer's arrays, which it needs until a block is sent and then for the next one.
         self._outgoing: Buffer | None = None
         self._shares: list[RingArray] = []
@@ -111,8 +113,17 @@ class Supply:
             return self._parts_of_dealer(party, context)
         stream = party.dealt_stream_with(DEALER, context)
         shares = self._dealt.drawn(stream) if party.id == FIRST else self._received(party)
-        masks = self._masks.drawn(stream)
-        return [Part(shares[dealt], masks=masks[open_]) for dealt, open_ in self._slices()]
+        masks, joint = self._masks.drawn(stream), self._drawn_jointly(party, context)
+        return [
+            Part(shares[dealt], masks=joint[ours] + masks[open_]) for dealt, open_, ours in self._slices()
+        ]
+
+    def _drawn_jointly(self, party: Party, context: bytes) -> list[RingArray]:
+        """Return an evaluator's words from the stream that the dealer does not know."""
+        if not self._joint.size:
+            return []
+        other = SECOND if party.id == FIRST else FIRST
+        return self._joint.drawn(party.dealt_stream_with(other, context))
 
     def _parts_of_dealer(self, party: Party, context: bytes) -> list[Part]:
         if self._outgoing is None:
@@ -126,7 +137,12 @@ class Supply:
         for (buffer, arrays), stream in zip(self._parts, (first, second), strict=True):
             self._masks.fill(buffer, arrays, stream)
         pairs = list(zip(self._parts[0][1], self._parts[1][1], strict=True))
-        return [Part(self._shares[dealt], pairs=pairs[open_]) for dealt, open_ in self._slices()]
+        # Last of what is drawn: an evaluator has no use for its part and leaves it in the stream.
+        joint = list(zip(self._joint.drawn(first), self._joint.drawn(second), strict=True))
+        return [
+            Part(self._shares[dealt], pairs=joint[ours] + pairs[open_])
+            for dealt, open_, ours in self._slices()
+        ]
 
     def _received(self, party: Party) -> list[RingArray]:
         placement = self._dealt
@@ -135,12 +151,16 @@ class Supply:
         arrays = dict(zip(placement.order, received, strict=True))
         return [arrays[i] for i in range(len(layouts))]
 
-    def _slices(self) -> Iterator[tuple[slice, slice]]:
-        share, mask = 0, 0
+    def _slices(self) -> Iterator[tuple[slice, slice, slice]]:
+        """Yield for each gate which of the dealt arrays, masks and joint words are its own."""
+        starts = (0, 0, 0)
         for gate in self._gates:
-            next_share, next_mask = share + len(gate.fields.dealt), mask + len(gate.fields.masks)
-            yield slice(share, next_share), slice(mask, next_mask)
-            share, mask = next_share, next_mask
+            numbers = (len(gate.fields.dealt), len(gate.fields.masks), len(gate.fields.joint))
+            dealt, masks, joint = (
+                slice(start, start + number) for start, number in zip(starts, numbers, strict=True)
+            )
+            yield dealt, masks, joint
+            starts = (dealt.stop, masks.stop, joint.stop)
 
     def send(self, party: Party) -> None:
         """Send evaluator 2 its shares, when all gates have written them; the other parties do nothing.
