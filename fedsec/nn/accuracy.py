@@ -30,6 +30,7 @@ from fedsec.nn.plan import (
     Pad2D,
     PiecewiseLinear,
     Plan,
+    RandomisedResponse,
     ReduceMax,
     ReduceSum,
     Relu,
@@ -115,8 +116,10 @@ def _after(step: Local | Gate, here: _Here) -> Interval:
             return here.errors[0].widened(2.0 ** -(here.given[0].fraction_bits + 1))
         case Multiply():
             return _product(step, here)
-        case Truncate() | Relu() | MaxPool2D() | ReduceMax() | PiecewiseLinear() | TopK():
+        case Truncate() | Relu() | MaxPool2D() | ReduceMax() | PiecewiseLinear():
             return _gate(step, here)
+        case TopK() | RandomisedResponse():
+            raise UsageError(f"step {step.name!r} gives labels, which have no distance from each other")
         case _:
             assert_never(step)
 
@@ -140,7 +143,7 @@ def _product(step: Multiply, here: _Here) -> Interval:
     return x.times(y_error).plus(x_error.times(y.minus(y_error)))
 
 
-def _gate(step: Truncate | Relu | MaxPool2D | ReduceMax | PiecewiseLinear | TopK, here: _Here) -> Interval:
+def _gate(step: Truncate | Relu | MaxPool2D | ReduceMax | PiecewiseLinear, here: _Here) -> Interval:
     (error,), (given,) = here.errors, here.given
     match step:
         case Truncate():
@@ -153,8 +156,6 @@ def _gate(step: Truncate | Relu | MaxPool2D | ReduceMax | PiecewiseLinear | TopK
             return Interval(low, bounds.largest(step, error.high))
         case PiecewiseLinear():
             return _piecewise(step, here)
-        case TopK():
-            raise UsageError(f"step {step.name!r} gives labels, which have no distance from each other")
         case _:
             assert_never(step)
 

@@ -27,6 +27,7 @@ from fedsec.nn.plan import (
     Pad2D,
     PiecewiseLinear,
     Plan,
+    RandomisedResponse,
     ReduceMax,
     ReduceSum,
     Relu,
@@ -140,6 +141,8 @@ def after(
             return inputs[0].map(_ranked(step)).times(inputs[1].map(_ranked(step)))
         case Truncate() | Relu() | MaxPool2D() | ReduceMax() | PiecewiseLinear() | TopK():
             return _after_gate(step, inputs[0], given[0])
+        case RandomisedResponse():
+            return inputs[0]
         case _:
             assert_never(step)
 

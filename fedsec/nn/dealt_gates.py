@@ -11,10 +11,20 @@ from fedsec.mpc.dealt.maximum import Gather, LargestGate, windows_of
 from fedsec.mpc.dealt.piecewise import Pieces, PiecewiseGate
 from fedsec.mpc.dealt.products import MultiplyGate
 from fedsec.mpc.dealt.ranking import TopKGate, largest_of_last_axis
+from fedsec.mpc.dealt.responses import ResponseGate
 from fedsec.mpc.party import Layout
 from fedsec.nn import windows
 from fedsec.nn.plan import Gate as GateStep
-from fedsec.nn.plan import MaxPool2D, Multiply, PiecewiseLinear, ReduceMax, Relu, TopK, Truncate
+from fedsec.nn.plan import (
+    MaxPool2D,
+    Multiply,
+    PiecewiseLinear,
+    RandomisedResponse,
+    ReduceMax,
+    Relu,
+    TopK,
+    Truncate,
+)
 from fedsec.ring import Ring, RingArray
 
 
@@ -49,12 +59,16 @@ def gate_of(party_id: int, step: GateStep, inputs: Sequence[Layout], *, final: b
                 ring=Ring(step.ring_bits),
                 final=final,
             )
-        case TopK():
-            return TopKGate(
-                party_id, inputs[0], step.k, bits=step.bits, window_bits=step.window_bits, final=final
-            )
+        case TopK() | RandomisedResponse():
+            return _labelling(party_id, step, inputs[0], final=final)
         case _:
             assert_never(step)
+
+
+def _labelling(party_id: int, step: TopK | RandomisedResponse, source: Layout, *, final: bool) -> Gate:
+    if isinstance(step, RandomisedResponse):
+        return ResponseGate(party_id, step.law, final=final)
+    return TopKGate(party_id, source, step.k, bits=step.bits, window_bits=step.window_bits, final=final)
 
 
 def _truncating(party_id: int, step: Relu | Truncate, source: Layout, *, final: bool) -> Gate:

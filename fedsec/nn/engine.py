@@ -66,8 +66,10 @@ class PlainEngine:
     mode: Mode = "plain"
     reads_inputs = True
 
-    def __init__(self, party: Party, plan: Plan, weights: Sequence[RepShare]) -> None:
-        """Take this party's shares of the parameters, in the plan's order.
+    def __init__(
+        self, party: Party, plan: Plan, weights: Sequence[RepShare], label_epsilon: float | None = None
+    ) -> None:
+        """Take this party's shares of the parameters, in the plan's order; see ``make_engine``.
 
         Raises:
             InputError: They are not those of the plan.
@@ -75,6 +77,7 @@ class PlainEngine:
         check_shares(plan, weights)
         self._party = party
         self._plan = plan
+        self._label_epsilon = label_epsilon
         self._weights = tuple(layers.in_rings(plan, weights))
         self._heads: dict[Reveal, Plan] = {}
 
@@ -98,7 +101,7 @@ class PlainEngine:
                 any other error but the first.
         """
         if reveal not in self._heads:
-            self._heads[reveal] = self._plan.with_head(reveal)
+            self._heads[reveal] = self._plan.with_head(reveal, self._label_epsilon)
         try:
             answer = layers.predict(self._party, self._heads[reveal], self._weights, x)
         except InputError:
@@ -128,11 +131,14 @@ class DealtEngine:
 
     mode: Mode = "dealt"
 
-    def __init__(self, party: Party, plan: Plan, weights: Sequence[RepShare]) -> None:
-        """Take this party's shares of the parameters, in the plan's order."""
+    def __init__(
+        self, party: Party, plan: Plan, weights: Sequence[RepShare], label_epsilon: float | None = None
+    ) -> None:
+        """Take this party's shares of the parameters, in the plan's order; see ``make_engine``."""
         self.reads_inputs = party.id != DEALER
         self._party = party
         self._plan = plan
+        self._label_epsilon = label_epsilon
         self._weights = tuple(weights)
         self._programs: dict[Reveal, Program] = {}
         self._queues: dict[Reveal, deque[Block]] = defaultdict(deque)
@@ -196,7 +202,7 @@ class DealtEngine:
 
     def _program(self, reveal: Reveal) -> Program:
         if reveal not in self._programs:
-            plan = self._plan.with_head(reveal)
+            plan = self._plan.with_head(reveal, self._label_epsilon)
             self._programs[reveal] = Program(self._party.id, plan, self._weights)
         return self._programs[reveal]
 
@@ -235,7 +241,9 @@ class DealtEngine:
             raise
 
 
-def make_engine(mode: Mode, party: Party, plan: Plan, weights: Sequence[RepShare]) -> Engine:
+def make_engine(
+    mode: Mode, party: Party, plan: Plan, weights: Sequence[RepShare], label_epsilon: float | None = None
+) -> Engine:
     """Return the engine of a mode.
 
     Args:
@@ -243,10 +251,12 @@ def make_engine(mode: Mode, party: Party, plan: Plan, weights: Sequence[RepShare
         party: This party's side of the session.
         plan: The network.
         weights: This party's shares of the parameters, in the plan's order.
+        label_epsilon: If given, labels are noisy and nothing else is revealed; see ``Plan.with_head``.
 
     Raises:
         UsageError: The mode is not known.
     """
     if mode not in MODES:
         raise UsageError(f"expected one of the modes {', '.join(MODES)}, got {mode!r}")
-    return DealtEngine(party, plan, weights) if mode == "dealt" else PlainEngine(party, plan, weights)
+    engine = DealtEngine if mode == "dealt" else PlainEngine
+    return engine(party, plan, weights, label_epsilon)

@@ -12,6 +12,8 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
+from fedsec.errors import UsageError
+from fedsec.mpc.randomised_response import ResponseLaw
 from fedsec.nn.base import (
     NO_MARGINS,
     Margins2,
@@ -240,6 +242,44 @@ class TopK(Unary, frozen=True, kw_only=True, tag="top_k"):
         return Value(self.output_shape, 0, 64, float(1 << (self.input_shape[0] - 1).bit_length()))
 
 
+class RandomisedResponse(Unary, frozen=True, kw_only=True, tag="randomised_response"):
+    """A label, shifted modulo the number of classes by what nobody knows; see ``ResponseLaw``.
+
+    Attributes:
+        classes: Number of labels.
+        table_bits: The law's table has 2^table_bits entries.
+        others: How many of them hold each shift but 0.
+    """
+
+    classes: Annotated[int, msgspec.Meta(ge=2, le=1 << 10)]
+    table_bits: Annotated[int, msgspec.Meta(ge=1, le=16)]
+    others: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+
+    @property
+    def law(self) -> ResponseLaw:
+        """How often each shift is drawn."""
+        return ResponseLaw(self.classes, self.table_bits, self.others)
+
+    def _check(self) -> None:
+        self._expect_output((1,))
+        try:
+            _ = self.law
+        except UsageError as error:
+            raise self.refuse(str(error)) from error
+
+    @property
+    def largest_array(self) -> int:
+        """Entries of the table."""
+        return 1 << self.table_bits
+
+    def follow(self, values: tuple[Value, ...]) -> Value:
+        """Return another label."""
+        (x,) = values
+        if x.shape != (1,) or x.fraction_bits or x.ring_bits != 64:
+            raise self.refuse("answers one label, an integer of the 64-bit ring")
+        return x
+
+
 def _check_comparison(step: Unary, window_bits: int, widest: int = WIDEST_COMPARISON) -> None:
     if window_bits > widest:
         raise step.refuse(f"a comparison of {window_bits} bits is too wide; at most {widest} are compared")
@@ -252,4 +292,4 @@ def _compared(step: Unary, window_bits: int, x: Value) -> Value:
     return x
 
 
-Gate = Truncate | Relu | MaxPool2D | ReduceMax | Multiply | PiecewiseLinear | TopK
+Gate = Truncate | Relu | MaxPool2D | ReduceMax | Multiply | PiecewiseLinear | TopK | RandomisedResponse

@@ -11,18 +11,27 @@ import math
 from dataclasses import replace
 from decimal import Context, Decimal
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from fedsec.errors import UnsupportedModelError, UsageError
+from fedsec.mpc.randomised_response import ResponseLaw
 from fedsec.nn.base import Value
-from fedsec.nn.gates import WIDEST_ORDER, Multiply, PiecewiseLinear, ReduceMax, TopK, Truncate
+from fedsec.nn.gates import (
+    WIDEST_ORDER,
+    Multiply,
+    PiecewiseLinear,
+    RandomisedResponse,
+    ReduceMax,
+    TopK,
+    Truncate,
+)
 from fedsec.nn.pieces import Pieces, join
 from fedsec.nn.steps import Add, AddConstant, ReduceSum
 
 if TYPE_CHECKING:
-    from fedsec.nn.plan import Plan, Step
+    from fedsec.nn.plan import Plan, Reveal, Step
 
 MOST_CLASSES = 1024
 
@@ -48,7 +57,7 @@ _RECIPROCAL_ERROR = 2.0**-11.5
 _DECIMAL = Context(prec=40)
 
 
-def with_head(plan: Plan, reveal: Literal["probabilities", "label", "top3"]) -> Plan:
+def with_head(plan: Plan, reveal: Reveal, label_epsilon: float | None = None) -> Plan:
     """Return a plan that goes on from the logits to what is revealed.
 
     Args:
@@ -56,11 +65,16 @@ def with_head(plan: Plan, reveal: Literal["probabilities", "label", "top3"]) -> 
         reveal: ``label`` is the index of the largest logit, ``top3`` the indices of the three largest, or of
             all if there are fewer; of equal ones the lowest index comes first. ``probabilities`` are the
             softmax of the logits.
+        label_epsilon: If given, the label is answered by randomised response, of at most so much epsilon.
 
     Raises:
         UnsupportedModelError: If the answer is no list of 2 to 1024 classes.
-        UsageError: If there is no such way to reveal.
+        UsageError: If there is no such way to reveal, or something else than a label is to be noisy.
     """
+    if label_epsilon is not None and reveal != "label":
+        raise UsageError(
+            f"{reveal} cannot be revealed with noise: only the label has a law; reveal label alone"
+        )
     logits = plan.values[-1]
     if len(logits.shape) != 1 or not 2 <= logits.shape[0] <= MOST_CLASSES:
         raise UnsupportedModelError(
@@ -70,6 +84,9 @@ def with_head(plan: Plan, reveal: Literal["probabilities", "label", "top3"]) -> 
     match reveal:
         case "label":
             steps: list[Step] = [_largest(len(plan.layers), logits, 1)]
+            if label_epsilon is not None:
+                law = ResponseLaw.of(logits.shape[0], label_epsilon)
+                steps.append(_response(len(plan.layers) + 1, law))
         case "top3":
             steps = [_largest(len(plan.layers), logits, min(3, logits.shape[0]))]
         case "probabilities":
@@ -103,6 +120,18 @@ def _largest(value: int, logits: Value, k: int) -> TopK:
         k=k,
         bits=dropped,
         window_bits=_width(2 * logits.bound, logits.fraction_bits - dropped),
+    )
+
+
+def _response(value: int, law: ResponseLaw) -> RandomisedResponse:
+    return RandomisedResponse(
+        name="noisy label",
+        inputs=(value,),
+        input_shape=(1,),
+        output_shape=(1,),
+        classes=law.classes,
+        table_bits=law.bits,
+        others=law.others,
     )
 
 

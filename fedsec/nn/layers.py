@@ -24,6 +24,7 @@ from fedsec.mpc import (
     truncate,
     truncated_relu,
 )
+from fedsec.mpc.dealt.responses import randomised_response
 from fedsec.mpc.two_holders import known_word
 from fedsec.nn import local, windows
 from fedsec.nn.plan import (
@@ -36,6 +37,7 @@ from fedsec.nn.plan import (
     Multiply,
     PiecewiseLinear,
     Plan,
+    RandomisedResponse,
     ReduceMax,
     Relu,
     Scale,
@@ -163,6 +165,8 @@ def _apply(party: Party, step: Local | Gate, inputs: Sequence[RepShare | Pair]) 
             return _cut(party, step, inputs[0])
         case MaxPool2D() | ReduceMax() | TopK():
             return _compare(party, step, _replicated(party, inputs[0]))
+        case RandomisedResponse():
+            return randomised_response(party, _replicated(party, inputs[0]), step.law)
         case _:
             return _locally(party, step, inputs)
 

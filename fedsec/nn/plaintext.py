@@ -20,6 +20,7 @@ from fedsec.nn.plan import (
     Pad2D,
     PiecewiseLinear,
     Plan,
+    RandomisedResponse,
     ReduceMax,
     ReduceSum,
     Relu,
@@ -75,7 +76,14 @@ def _apply(
         case Multiply():
             rank = len(step.output_shape)
             return windows.with_rank(inputs[0], rank) * windows.with_rank(inputs[1], rank)
-        case Truncate() | Relu() | MaxPool2D() | ReduceMax() | PiecewiseLinear() | TopK():
+        case (
+            Truncate()
+            | Relu()
+            | MaxPool2D()
+            | ReduceMax()
+            | PiecewiseLinear()
+            | (TopK() | RandomisedResponse())
+        ):
             return _compare(step, inputs[0], given[0])
         case _:
             assert_never(step)
@@ -113,10 +121,13 @@ def _along_last_axis(operation: np.ufunc, x: Floats) -> Floats:
 
 
 def _compare(
-    step: Truncate | Relu | MaxPool2D | ReduceMax | PiecewiseLinear | TopK, x: Floats, given: Value
+    step: Truncate | Relu | MaxPool2D | ReduceMax | PiecewiseLinear | TopK | RandomisedResponse,
+    x: Floats,
+    given: Value,
 ) -> Floats:
     match step:
-        case Truncate():
+        case Truncate() | RandomisedResponse():
+            # Nothing is rounded here, and of noisy answers the label itself is the likeliest.
             return x
         case Relu():
             return np.maximum(x, 0.0)

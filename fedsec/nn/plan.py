@@ -22,7 +22,17 @@ import msgspec
 
 from fedsec.errors import UsageError
 from fedsec.nn.base import RingBits, Shape, Text, Value, power_of_two
-from fedsec.nn.gates import Gate, MaxPool2D, Multiply, PiecewiseLinear, ReduceMax, Relu, TopK, Truncate
+from fedsec.nn.gates import (
+    Gate,
+    MaxPool2D,
+    Multiply,
+    PiecewiseLinear,
+    RandomisedResponse,
+    ReduceMax,
+    Relu,
+    TopK,
+    Truncate,
+)
 from fedsec.nn.heads import with_head
 from fedsec.nn.steps import (
     Add,
@@ -151,15 +161,20 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """Ring elements of the largest array that a step makes of one example; a batch has as many times."""
         return max(step.largest_array for step in self.layers)
 
-    def with_head(self, reveal: Reveal) -> Plan:
+    def with_head(self, reveal: Reveal, label_epsilon: float | None = None) -> Plan:
         """Return the plan whose answer is what ``reveal`` says: one of ``REVEALS``.
+
+        Args:
+            reveal: What is made of the logits.
+            label_epsilon: If given, the label is a noisy one, of at most so much epsilon.
 
         Raises:
             UnsupportedModelError: If the answer is no list of 2 to 1024 classes.
+            UsageError: If something else than the label is to be noisy, or there is no such noise.
         """
-        if reveal == "logits":
+        if reveal == "logits" and label_epsilon is None:
             return self
-        return with_head(self, reveal)
+        return with_head(self, reveal, label_epsilon)
 
     def digest(self) -> str:
         """Return the SHA-256 of the plan's JSON in hexadecimal."""
@@ -247,6 +262,7 @@ __all__ = [
     "Pad2D",
     "PiecewiseLinear",
     "Plan",
+    "RandomisedResponse",
     "ReduceMax",
     "ReduceSum",
     "Relu",

@@ -6,15 +6,17 @@ import hashlib
 
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 
 from fedsec.errors import UnsupportedModelError, UsageError
 from fedsec.mpc import simulate
+from fedsec.mpc.randomised_response import ResponseLaw
 from fedsec.nn import REVEALS, Plan, Weights, plaintext, plan_network
 from fedsec.nn.accuracy import error_bound
 from fedsec.nn.engine import make_engine
 from fedsec.nn.heads import softmax_error
 from fedsec.nn.network import DenseLayer, Network, ReluLayer
-from fedsec.nn.plan import TopK
+from fedsec.nn.plan import RandomisedResponse, TopK
 from fedsec.nn.weights import encode_input, share_weights
 from fedsec.ring import decode, fresh_stream
 from fedsec.sharing import replicated
@@ -47,11 +49,16 @@ def in_order(logits: np.ndarray, count: int) -> np.ndarray:
     return np.array(rows)
 
 
-def at_the_parties(mode: str, plan: Plan, weights: Weights, x: np.ndarray, reveal) -> np.ndarray:
+def at_the_parties(
+    mode: str, plan: Plan, weights: Weights, x: np.ndarray, reveal, *, epsilon=None, seed=None
+) -> np.ndarray:
     shares = share_weights(plan, weights, fresh_stream())
     given = replicated.share(encode_input(plan, x), fresh_stream(), plan.fraction_bits)
     done = simulate(
-        lambda party: make_engine(mode, party, plan, shares[party.id]).predict(given[party.id], reveal)
+        lambda party: make_engine(mode, party, plan, shares[party.id], epsilon).predict(
+            given[party.id], reveal
+        ),
+        seed=seed,
     )
     words = sum(done.results[1:], start=done.results[0])
     return decode(words, plan.with_head(reveal).output_fraction_bits)
@@ -76,6 +83,36 @@ def test_labels_are_the_places_of_the_largest(classes: int, mode: str) -> None:
             answers = at_the_parties(mode, plan, weights, x, reveal)
 
         np.testing.assert_array_equal(answers, in_order(x, count))
+
+
+@pytest.mark.parametrize("mode", ["plain", "dealt"])
+def test_noisy_labels_follow_the_law(mode: str) -> None:
+    """The keys are fixed, so the shifts are: what passes once passes always."""
+    plan, weights = planned(10)
+    x, law = inputs(10, 1500), ResponseLaw.of(10, 2.0)
+
+    answers = at_the_parties(mode, plan, weights, x, "label", epsilon=2.0, seed=bytes(32))
+
+    assert answers.shape == (1500, 1)
+    shifts = ((answers - in_order(x, 1)) % 10).astype(int).ravel()
+    chances = [law.truth] + [(1 - law.truth) / 9] * 9
+    assert chisquare(np.bincount(shifts, minlength=10), 1500 * np.array(chances)).pvalue > 1e-4
+
+
+def test_only_a_label_can_be_noisy_and_says_so() -> None:
+    plan, weights = planned(10)
+    noisy = plan.with_head("label", 2.0)
+
+    assert isinstance(noisy.layers[-1], RandomisedResponse)
+    assert noisy.layers[-1].law == ResponseLaw.of(10, 2.0)
+    assert (noisy.output_shape, noisy.output_fraction_bits) == ((1,), 0)
+    assert noisy.digest() != plan.with_head("label").digest()
+    assert Plan.from_json(noisy.to_json()) == noisy
+    for reveal in ("logits", "probabilities", "top3"):
+        with pytest.raises(UsageError, match=f"{reveal} cannot be revealed with noise"):
+            plan.with_head(reveal, 2.0)
+    with pytest.raises(UsageError, match="labels, which have no distance"):
+        error_bound(noisy, weights)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 100, 1024])

@@ -24,6 +24,7 @@ from fedsec.nn.plan import (
     Multiply,
     Pad2D,
     PiecewiseLinear,
+    RandomisedResponse,
     ReduceMax,
     ReduceSum,
     Relu,
@@ -130,6 +131,12 @@ EXAMPLES: dict[str, tuple[Step, list[Value]]] = {
         TopK(name="s", inputs=(0,), input_shape=LIST, output_shape=(3,), k=3, bits=2, window_bits=12),
         [Value(LIST, 8, 64, 2.0)],
     ),
+    "randomised_response": (
+        RandomisedResponse(
+            name="s", inputs=(0,), input_shape=(1,), output_shape=(1,), classes=5, table_bits=4, others=2
+        ),
+        [Value((1,), 0, 64, 8.0)],
+    ),
 }  # fmt: skip
 
 GIVES = {
@@ -138,6 +145,7 @@ GIVES = {
     "add_constant": (8, 64, 4.0), "reduce_sum": (8, 64, 16.0), "truncate": (4, 32, 32.0),
     "relu": (4, 32, 32.0), "max_pool2d": (8, 32, 2.0), "reduce_max": (8, 64, 2.0), "multiply": (14, 64, 8.0),
     "piecewise_linear": (6, 64, 16.0), "top_k": (0, 64, 8.0),
+    "randomised_response": (0, 64, 8.0),
 }  # fmt: skip
 
 
@@ -194,6 +202,8 @@ def expected(kind: str, inputs: list[np.ndarray], parameters: list[np.ndarray]) 
         # Slopes -1/2, 1/2, 1, -3/2 between -1, 0 and 1/2; 1 at 0 less half of the way from -1.
         "piecewise_linear": lambda: np.interp(x, [-2.0, -1.0, 0.0, 0.5, 2.0], [2.0, 1.5, 2.0, 2.5, 0.25]),
         "top_k": lambda: np.array([sorted(range(5), key=lambda i: (-row[i], i))[:3] for row in x.tolist()]),
+        # Of all labels the likeliest.
+        "randomised_response": lambda: x,
     }[kind]()
 
 
@@ -264,6 +274,10 @@ def test_its_plain_twin_is_its_definition(kind: str) -> None:
         ("top_k", {"k": 6, "output_shape": (6,)}),
         ("top_k", {"k": 2}),
         ("top_k", {"input_shape": (1,), "k": 1, "output_shape": (1,)}),
+        # Of 16 entries, 4 for each of four wrong labels leave none for the label itself.
+        ("randomised_response", {"others": 4}),
+        ("randomised_response", {"others": 0}),
+        ("randomised_response", {"output_shape": (2,)}),
     ],
 )  # fmt: skip
 def test_a_step_that_does_not_follow_within_itself_is_refused(kind: str, changes: dict[str, Any]) -> None:
@@ -284,6 +298,8 @@ def test_a_step_that_does_not_follow_within_itself_is_refused(kind: str, changes
         ("piecewise_linear", [{"ring_bits": 32, "fraction_bits": 28}]),
         ("piecewise_linear", [{"fraction_bits": 1}]),
         ("top_k", [{"fraction_bits": 1}]),
+        ("randomised_response", [{"fraction_bits": 1}]),
+        ("randomised_response", [{"ring_bits": 32}]),
     ],
 )
 def test_values_that_a_step_cannot_take_are_refused(kind: str, changes: list[dict[str, Any]]) -> None:
