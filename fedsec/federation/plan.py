@@ -19,6 +19,8 @@ from fedsec.aggregation.announcement import (
     encode_config,
     members,
 )
+from fedsec.aggregation.noise.planning import HospitalLevel
+from fedsec.aggregation.noise.terms import Noise
 from fedsec.aggregation.planner import ArraySpec, MetricSpec, WeightRule, plan_encoding
 from fedsec.aggregation.sealed.terms import Sealed
 from fedsec.errors import UsageError
@@ -57,6 +59,8 @@ class RoundPlan:
         reveal_to: Who has the model: ``server``; ``hospitals``, then it stays in shares at three parties and
             only hospitals put it together; ``nobody``, then the last average is never opened at all.
         serves: With ``nobody``, the digest of the one plan under which the last state is served.
+        privacy: Noise that the aggregators add, so that the averages tell little about any whole hospital.
+            Its norm takes the place of ``clip``; weights have to be ``equal``, and no metrics are opened.
     """
 
     clip: float | Mapping[str, float] = 2.0
@@ -71,6 +75,7 @@ class RoundPlan:
     evaluate_metrics: Ranges = field(default_factory=dict)
     reveal_to: Literal["server", "hospitals", "nobody"] = "server"
     serves: bytes = b""
+    privacy: HospitalLevel | None = None
 
 
 def announce_round(
@@ -82,6 +87,7 @@ def announce_round(
     arrays: Mapping[str, npt.NDArray[Any]],
     config: Mapping[str, ConfigValue],
     sealed: Sealed | None = None,
+    noise: Noise | None = None,
 ) -> Announcement:
     """Return the announcement of one exchange, not yet signed.
 
@@ -93,6 +99,7 @@ def announce_round(
         arrays: The parameters every hospital is sent, by announced name.
         config: Every config value the training code will see.
         sealed: What makes the round sealed, if it is.
+        noise: What every aggregator adds to its share of the sum, if anything.
 
     Raises:
         UsageError: There is no array, one has no clip or a dtype that cannot be averaged, or a config value
@@ -100,7 +107,7 @@ def announce_round(
         RangeError: The plan does not fit the ring for that many hospitals.
     """
     roster = members(cluster.hospitals)
-    clips = _clips(plan.clip, arrays)
+    clips = _clips(plan.clip if noise is None else noise.l2_clip, arrays)
     ranges = plan.train_metrics if round_id.phase == "train" else plan.evaluate_metrics
     encoding = plan_encoding(
         # Sums of sealed rounds keep a bit free, so that they can be lifted into a larger ring.
@@ -110,6 +117,7 @@ def announce_round(
         plan.smallest_mean_weight,
         64 if sealed is not None and sealed.keep_closed else plan.ring_bits,
         weights=plan.weights,
+        noise=noise,
     )
     return Announcement(
         version=ANNOUNCEMENT_VERSION,

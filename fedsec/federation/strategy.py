@@ -25,6 +25,7 @@ from fedsec.errors import RoundAbortedError, UsageError
 from fedsec.federation.compatibility import check_strategy, common_content
 from fedsec.federation.deployment import Aggregators, cluster_file, server_identity
 from fedsec.federation.exchange import OpenRound, Phase, SecureRound
+from fedsec.federation.hospital_level import HospitalLevelRun
 from fedsec.federation.plan import RoundPlan, announce_round
 from fedsec.federation.records import (
     ANNOUNCEMENT_KEY,
@@ -94,11 +95,17 @@ class SecureAggregation(Strategy):
         self._position = -1
         self._open: OpenRound | None = None
         self._sealed = SealedRun(self.plan, self._cluster, inner)
+        self._private = HospitalLevelRun(self.plan, self._cluster, inner)
 
     @property
     def sealed(self) -> SealedAt | None:
         """Where the model is when it stays in shares; None when ``plan.reveal_to`` is "server"."""
         return self._sealed.last
+
+    @property
+    def epsilon(self) -> float | None:
+        """What the rounds so far tell at most about any whole hospital; None without ``plan.privacy``."""
+        return self._private.epsilon
 
     def close(self) -> None:
         """Close the connections to the aggregators."""
@@ -123,6 +130,7 @@ class SecureAggregation(Strategy):
             UsageError: The model stays in shares, and ``evaluate_fn`` is to evaluate it here.
         """
         self._sealed.begin(num_rounds, evaluated_here=evaluate_fn is not None)
+        self._private.begin(num_rounds)
         return super().start(
             grid,
             initial_arrays,
@@ -208,6 +216,9 @@ class SecureAggregation(Strategy):
                 f"{type(self.inner).__name__} sends another content than one ArrayRecord and ConfigRecords"
             )
         opened = self._open_round(phase, server_round, messages[0], given)
+        if refusal := self._private.charge(opened.announcement):
+            self._nobody_asked(phase, server_round, refusal)
+            return []
         deadline = Deadline.after(self.plan.collect_seconds)
         signed = self._collector.announce(opened.announcement, deadline, list(opened.base.values()))
         ours = ConfigRecord(
@@ -239,10 +250,14 @@ class SecureAggregation(Strategy):
                 f"the strategy asks {asked} of {connected} hospitals, and a sum has at least {fewest}: raise "
                 f"its fraction_{phase} or min_{phase}_nodes"
             )
-        aborted = f"{connected} hospitals are connected, a sum has at least {fewest}; nobody was asked"
+        why = f"{connected} hospitals are connected, a sum has at least {fewest}"
+        self._nobody_asked(phase, server_round, why)
+        return False
+
+    def _nobody_asked(self, phase: Phase, server_round: int, why: str) -> None:
+        aborted = f"{why}; nobody was asked"
         _log.warning("%s round %d has no average, the model stays: %s", phase, server_round, aborted)
         self._report(SecureRound(server_round=server_round, phase=phase, aborted=aborted))
-        return False
 
     def _open_round(
         self, phase: Phase, server_round: int, order: Message, given: tuple[str, ArrayRecord]
@@ -254,6 +269,7 @@ class SecureAggregation(Strategy):
             self.plan,
             round_id,
             sealed=self._sealed.part_of(round_id),
+            noise=self._private.noise(phase, base.values()),
             cluster=self._cluster,
             recipient=Member(self._identity.name, self._identity.public_key),
             arrays=dict(zip(array_names(record_name, record), base.values(), strict=True)),
