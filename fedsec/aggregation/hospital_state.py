@@ -14,6 +14,7 @@ from pathlib import Path
 from fedsec.aggregation.announcement import RoundId
 from fedsec.aggregation.messages import Signed
 from fedsec.aggregation.signing import Buffer
+from fedsec.durable import open_database, transaction
 from fedsec.errors import ProtocolError, StateError, TrustError
 
 _SCHEMA = """
@@ -62,12 +63,8 @@ class HospitalState:
     def __init__(self, folder: Path) -> None:
         with _errors():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = folder / "hospital.sqlite"
             # Calls come from one thread at a time, but in a simulation not always from the same one.
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            path.chmod(0o600)
-            for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL"):
-                self._db.execute(f"PRAGMA {pragma}")
+            self._db = open_database(folder / "hospital.sqlite")
             self._db.executescript(_SCHEMA)
             self._db.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (secrets.token_bytes(32),))
             (self.key,) = self._db.execute("SELECT key FROM secret").fetchone()
@@ -209,14 +206,8 @@ class HospitalState:
         with _errors():
             # What is not synced survives the process; the next commit that is makes it survive the machine.
             self._db.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
+            with transaction(self._db):
                 yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    self._db.execute("ROLLBACK")
-                raise
 
 
 @contextlib.contextmanager

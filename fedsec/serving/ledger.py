@@ -13,7 +13,6 @@ The file holds names, fingerprints, ids, times and counts; no share, key, image,
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from fedsec.durable import open_database, transaction
 from fedsec.errors import StateError, UsageError
 from fedsec.serving.agreement import RequestKey, key_of
 from fedsec.serving.messages import Entry, QueryRecord
@@ -56,9 +56,7 @@ class Ledger:
         self.path = path
         self._lock = threading.Lock()
         try:
-            # Made by us first: SQLite would create it readable for others under a loose umask.
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._db = sqlite3.connect(path, timeout=5.0, check_same_thread=False, isolation_level=None)
+            self._db = open_database(path)
         except (OSError, sqlite3.Error) as error:
             raise StateError(f"the ledger {path} cannot be opened: {error}") from error
         try:
@@ -68,10 +66,8 @@ class Ledger:
             raise
 
     def _prepare(self) -> None:
-        """Set durability, check the version and the file's soundness, create the tables."""
+        """Set the length of the log, check the version and the file's soundness, create the tables."""
         with self._errors("opened"):
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             sound = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -103,16 +99,8 @@ class Ledger:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Commit all of a block durably, or nothing of it."""
-        with self._lock, self._errors("written"):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                # A commit that failed may have ended the transaction by itself.
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        with self._lock, self._errors("written"), transaction(self._db):
+            yield self._db
 
     def open_service(
         self,

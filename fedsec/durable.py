@@ -1,0 +1,59 @@
+"""SQLite files whose commits are on the disk: what was committed is there after a crash, of the machine too.
+
+Errors stay SQLite's and the system's own: only the caller knows what could not be read or written, and what
+does not happen because of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+WAIT_S = 5.0
+"""Longest wait for another process that writes."""
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """Open a database that only its owner may read; made when missing, in a folder that is there.
+
+    Transactions are begun and ended by hand, see :func:`transaction`. Any thread may use the connection, one
+    at a time.
+
+    Raises:
+        OSError, sqlite3.Error: The file cannot be used.
+    """
+    # Made by us first: SQLite would create it readable for others under a loose umask.
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+    database = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+    try:
+        for pragma in ("journal_mode=WAL", "synchronous=FULL"):
+            database.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+@contextlib.contextmanager
+def transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """Commit everything written inside durably, or nothing of it; other writers wait from the beginning.
+
+    Raises:
+        sqlite3.Error: The disk does not take it.
+    """
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        # What has failed may have ended the transaction by itself.
+        with contextlib.suppress(sqlite3.Error):
+            database.execute("ROLLBACK")
+        raise

@@ -1,0 +1,73 @@
+"""Databases of which only the owner reads, and transactions that happen whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from fedsec.durable import open_database, transaction
+
+
+@pytest.fixture
+def loose_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("loose_umask")
+@pytest.mark.parametrize("there", [False, True])
+def test_only_the_owner_may_read_what_is_written(tmp_path: Path, there: bool) -> None:
+    path = tmp_path / "one.sqlite"
+    if there:
+        path.touch(0o644)
+    with closing(open_database(path)) as database:
+        database.execute("CREATE TABLE numbers (one INTEGER)")
+        for file in tmp_path.iterdir():
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600, file.name
+
+
+def test_a_commit_is_on_the_disk(tmp_path: Path) -> None:
+    # https://sqlite.org/pragma.html#pragma_synchronous: 2 is FULL; with less a power cut takes commits along.
+    with closing(open_database(tmp_path / "one.sqlite")) as database:
+        assert database.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def insert(database: sqlite3.Connection, *numbers: int, error: BaseException | None = None) -> None:
+    with transaction(database):
+        for number in numbers:
+            database.execute("INSERT INTO numbers VALUES (?)", (number,))
+        if error is not None:
+            raise error
+
+
+def test_a_transaction_happens_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "one.sqlite"
+    with closing(open_database(path)) as database, closing(open_database(path)) as other:
+        database.execute("CREATE TABLE numbers (one INTEGER UNIQUE)")
+        with transaction(database):
+            database.execute("INSERT INTO numbers VALUES (1)")
+            assert other.execute("SELECT one FROM numbers").fetchall() == []
+        with pytest.raises(sqlite3.IntegrityError):
+            insert(database, 2, 1)
+        with pytest.raises(KeyboardInterrupt):
+            insert(database, 3, error=KeyboardInterrupt())
+        insert(database, 4)
+        assert other.execute("SELECT one FROM numbers ORDER BY one").fetchall() == [(1,), (4,)]
+
+
+def test_an_error_that_ended_the_transaction_itself_is_the_one_that_is_told(tmp_path: Path) -> None:
+    with closing(open_database(tmp_path / "one.sqlite")) as database:
+        # As a full disk does: https://sqlite.org/lang_transaction.html, section 3.
+        database.execute("CREATE TABLE numbers (one INTEGER UNIQUE ON CONFLICT ROLLBACK)")
+        with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+            insert(database, 1, 1)
+        assert not database.in_transaction
+        assert database.execute("SELECT one FROM numbers").fetchall() == []
