@@ -13,6 +13,7 @@ from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Protocol
 
+from fedsec.durable import transaction
 from fedsec.errors import StateError, UsageError
 from fedsec.privacy.accounting import SampledGaussian
 from fedsec.privacy.skellam_accounting import SkellamSum
@@ -80,17 +81,13 @@ class DurableLedger:
         Raises:
             StateError: The disk does not take it.
         """
-        with _opened(self._folder) as database:
-            with _errors():
-                # The lock is held while planning: two rounds at once must not both have the last of it.
-                database.execute("BEGIN IMMEDIATE")
-                query = "SELECT noise_multiplier, sampling_rate, steps FROM spent ORDER BY place"
-                spent = tuple(SampledGaussian(*row) for row in database.execute(query))
+        # The lock is held while planning: two rounds at once must not both have the last of it.
+        with _opened(self._folder) as database, transaction(database):
+            query = "SELECT noise_multiplier, sampling_rate, steps FROM spent ORDER BY place"
+            spent = tuple(SampledGaussian(*row) for row in database.execute(query))
             one = plan(spent)
-            with _errors():
-                query = "INSERT INTO spent (noise_multiplier, sampling_rate, steps) VALUES (?, ?, ?)"
-                database.execute(query, (one.noise_multiplier, one.sampling_rate, one.steps))
-                database.execute("COMMIT")
+            query = "INSERT INTO spent (noise_multiplier, sampling_rate, steps) VALUES (?, ?, ?)"
+            database.execute(query, (one.noise_multiplier, one.sampling_rate, one.steps))
         return (*spent, one)
 
 
@@ -153,20 +150,16 @@ class DurableSumLedger:
         Raises:
             StateError: The disk does not take it, or the label was recorded for another sum.
         """
-        with _opened(self._folder) as database:
-            with _errors():
-                database.execute("BEGIN IMMEDIATE")
-                sums = _sums(database)
+        with _opened(self._folder) as database, transaction(database):
+            sums = _sums(database)
             if _recorded(sums, label, one):
                 return tuple(sums.values())
             check(tuple(sums.values()))
-            with _errors():
-                query = (
-                    "INSERT INTO sums (label, l2_sensitivity, l1_sensitivity, variance, rounds)"
-                    " VALUES (?, ?, ?, ?, ?)"
-                )
-                database.execute(query, (label, *astuple(one)))
-                database.execute("COMMIT")
+            query = (
+                "INSERT INTO sums (label, l2_sensitivity, l1_sensitivity, variance, rounds)"
+                " VALUES (?, ?, ?, ?, ?)"
+            )
+            database.execute(query, (label, *astuple(one)))
         return (*sums.values(), one)
 
     def spent(self) -> tuple[SkellamSum, ...]:
@@ -175,7 +168,7 @@ class DurableSumLedger:
         Raises:
             StateError: The disk does not give it.
         """
-        with _opened(self._folder) as database, _errors():
+        with _opened(self._folder) as database:
             return tuple(_sums(database).values())
 
 
@@ -206,23 +199,14 @@ def _sums(database: sqlite3.Connection) -> dict[str, SkellamSum]:
 
 @contextlib.contextmanager
 def _opened(folder: Path) -> Iterator[sqlite3.Connection]:
-    with _errors():
+    try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = folder / "privacy.sqlite"
-        database = sqlite3.connect(path, isolation_level=None, timeout=_WAIT_S)
-    # What was not committed is rolled back by closing.
-    with contextlib.closing(database):
-        with _errors():
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=_WAIT_S)) as database:
             path.chmod(0o600)
             database.execute("PRAGMA synchronous=EXTRA")
             database.executescript(_SCHEMA)
-        yield database
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
+            yield database
     except (sqlite3.Error, OSError) as error:
         text = f"the account of privacy cannot be read or written ({type(error).__name__})"
         raise StateError(f"{text}; nothing was trained or sent") from error
