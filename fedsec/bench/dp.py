@@ -1,4 +1,4 @@
-"""DP-SGD beside Keras' own ``fit`` of the same model: passes over the same images in turn."""
+"""DP-SGD beside Keras' own ``fit`` of the same model, passes over the same images in turn; integer noise."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from fedsec.bench.dp_noise import bench_noise, rows_of_noise
 from fedsec.bench.machine import machine
 from fedsec.bench.report import Row, print_rows
 from fedsec.bench.workers import Worker
@@ -29,10 +30,12 @@ class Effort:
     Attributes:
         examples: Images of a pass.
         passes: Passes of either kind, in turn.
+        noise: Values of integer noise that are drawn at a time.
     """
 
     examples: int
     passes: int
+    noise: int = 1_000_000
 
 
 FULL = Effort(25_600, 7)
@@ -40,7 +43,7 @@ QUICK = Effort(5_120, 3)
 
 
 def bench_dp(effort: Effort, say: Say) -> dict[str, Any]:
-    """Measure every model.
+    """Measure every model, then the noise of sums.
 
     The time of an example is that of a pass by the examples in it: exactly with ``fit``, in expectation with
     Poisson samples. Sampling, filling up and noise are in it.
@@ -48,11 +51,14 @@ def bench_dp(effort: Effort, say: Say) -> dict[str, Any]:
     Returns:
         What JSON can hold; times in microseconds an example, medians over the passes.
     """
+    models = {name: _measured(name, effort, say) for name in _ASKED}
+    say(f"{effort.noise:,} values of integer noise, {effort.passes} times ours and numpy's in turn")
     return {
         "machine": machine(),
         "batch": BATCH,
         "examples": effort.examples,
-        "models": {name: _measured(name, effort, say) for name in _ASKED},
+        "models": models,
+        "noise": bench_noise(effort.noise, effort.passes),
     }
 
 
@@ -107,7 +113,7 @@ def rows_of(results: Mapping[str, Any]) -> list[Row]:
             Row(f"{name}, an example, private", found["example_us"]["private"], "us"),
             Row(f"{name}, memory by plain fit's", memory["private"] / memory["plain"], "x", *_MEMORY),
         ]
-    return rows
+    return rows + rows_of_noise(results["noise"])
 
 
 def print_dp(results: Mapping[str, Any], console: Console | None = None) -> None:
