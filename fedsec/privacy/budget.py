@@ -104,5 +104,6 @@ class Budget:
         return PrivacyReport(
             epsilon_of(self._spent, self.settings.delta),
             tuple(self._spent),
-            f"for one record replaced by a null record; {how}; noise is floating point",
+            f"for one record of the training replaced by a null record, their number is public; {how};"
+            " metrics of records set apart for evaluation are not covered; noise is floating point",
         )
