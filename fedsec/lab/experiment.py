@@ -17,7 +17,7 @@ from fedsec.cluster.cluster import Cluster
 from fedsec.errors import PeerLostError, RoundAbortedError, StateError
 from fedsec.lab.plan import round_plan
 from fedsec.lab.progress import Reporter
-from fedsec.lab.result import HospitalEpsilon, PredictionReport, RoundReport, RunResult
+from fedsec.lab.result import HospitalEpsilon, PredictionReport, RoundReport, RunResult, WholeHospital
 from fedsec.lab.rundir import RunFolder
 from fedsec.scenario import Scenario
 from fedsec.transport import MeterReading
@@ -36,6 +36,7 @@ class Experiment:
         traffic: Bytes by role, of all roles but the parties, which count for themselves.
         prediction: Private predictions, once asked.
         privacy: What each hospital's records cost, with differential privacy.
+        whole_hospital: What each hospital as a whole has spent, where the aggregators added noise.
         started: ``time.monotonic`` at the start.
     """
 
@@ -47,6 +48,7 @@ class Experiment:
     traffic: dict[str, Counter[str]] = field(default_factory=dict)
     prediction: PredictionReport | None = None
     privacy: tuple[HospitalEpsilon, ...] = ()
+    whole_hospital: WholeHospital | None = None
     started: float = field(default_factory=time.monotonic)
 
     def count(self, traffic: Mapping[str, Counter[str]]) -> None:
@@ -76,6 +78,7 @@ class Experiment:
             seconds=time.monotonic() - self.started,
             prediction=self.prediction,
             privacy=self.privacy,
+            whole_hospital=self.whole_hospital,
         )
         self.folder.append("traffic", {"traffic": result.traffic, "seen": result.seen})
         _write_json(self.folder.summary, result.summary())
@@ -118,7 +121,8 @@ def local_cluster(folder: RunFolder, scenario: Scenario, ports: Sequence[int] | 
     Raises:
         UsageError: The number of ports is not that of parties.
     """
-    settings, plan = scenario.aggregation, round_plan(scenario)
+    settings, plan, privacy = scenario.aggregation, round_plan(scenario), scenario.privacy
+    clip = privacy.l2_norm_clip if scenario.hospital_level else settings.clip
     return Cluster.local(
         folder.path,
         settings.aggregators,
@@ -129,13 +133,16 @@ def local_cluster(folder: RunFolder, scenario: Scenario, ports: Sequence[int] | 
             minimum_cohort=settings.minimum_cohort,
             largest_weight=plan.largest_weight,
             smallest_largest_weight=plan.largest_weight,
-            largest_clip=settings.clip,
-            smallest_clip=settings.clip,
+            largest_clip=clip,
+            smallest_clip=clip,
             # A model for nobody comes out of a last round in the larger ring.
             ring_bits=(32, 64) if settings.reveal_to == "nobody" else (settings.ring_bits,),
             reveal_to=(settings.reveal_to,),
             weights=(plan.weights,),
             metrics=plan.train_metrics,
+            hospital_epsilon=privacy.target_epsilon if scenario.hospital_level else 0.0,
+            hospital_delta=privacy.delta,
+            hospital_colluding=privacy.colluding_aggregators,
         ),
     )
 

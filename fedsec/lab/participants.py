@@ -71,7 +71,7 @@ def hospital_app(
 
 def _privacy_of(scenario: Scenario) -> HospitalPrivacy | None:
     wanted = scenario.privacy
-    if not wanted.target_epsilon:
+    if not scenario.record_level:
         return None
     return HospitalPrivacy(
         target_epsilon=wanted.target_epsilon,

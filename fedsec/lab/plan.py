@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from fedsec.aggregation.noise.planning import HospitalLevel
 from fedsec.federation.plan import EVALUATE_METRICS, TRAIN_METRICS, RoundPlan
 from fedsec.scenario import Scenario
 
@@ -37,4 +38,17 @@ def round_plan(scenario: Scenario, serves: bytes = b"") -> RoundPlan:
         evaluate_metrics={} if settings.reveal_to == "server" else EVALUATE_METRICS,
         reveal_to=settings.reveal_to,
         serves=serves,
+        privacy=_hospital_level(scenario),
+    )
+
+
+def _hospital_level(scenario: Scenario) -> HospitalLevel | None:
+    if not scenario.hospital_level:
+        return None
+    wanted = scenario.privacy
+    return HospitalLevel(
+        l2_norm_clip=wanted.l2_norm_clip,
+        target_epsilon=wanted.target_epsilon,
+        delta=wanted.delta,
+        colluding=wanted.colluding_aggregators,
     )

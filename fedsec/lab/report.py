@@ -34,6 +34,9 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     console.print(_rounds(summary))
     if "privacy" in summary:
         console.print(_privacy(summary["privacy"]))
+    if "whole_hospital" in summary:
+        for line in _whole_hospital(summary["whole_hospital"]):
+            console.print(line, highlight=False, soft_wrap=True)
     console.print(_traffic(summary["traffic"]))
     console.print(_seen(summary["seen"]))
     if "prediction" in summary:
@@ -92,6 +95,18 @@ def _privacy(hospitals: Sequence[Mapping[str, Any]]) -> Table:
             str(row["steps"]),
         )
     return table
+
+
+def _whole_hospital(spent: Mapping[str, Any]) -> tuple[str, ...]:
+    epsilon, count = rounded_up(spent["epsilon"]), len(spent["hospitals"])
+    claim = f"epsilon {epsilon} at delta {spent['delta']:g} after {spent['rounds']} rounds"
+    cost = f"noise of {spent['noise_of_mean']:.2g} clips in each parameter of an average"
+    length = f"{spent['noise_length']:.2g} clips long over all of them"
+    return (
+        f"Privacy of whole hospitals: {claim}, for {spent['adjacency']}",
+        f"This rests on: {spent['assumptions']}",
+        f"What it costs with {count} hospitals: {cost}, {length}; an update is one clip long at most",
+    )
 
 
 def _traffic(traffic: Mapping[str, Mapping[str, int]]) -> Table:

@@ -116,6 +116,39 @@ class HospitalEpsilon:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WholeHospital:
+    """What the opened averages tell about any hospital as a whole.
+
+    Attributes:
+        epsilon: The largest of all hospitals, over all rounds.
+        delta: At which it holds.
+        hospitals: The same from each hospital's own account, by name. Only a simulation has them all.
+        rounds: Rounds that the most active hospital paid for.
+        noise_multiplier: Standard deviation of the noise that a coalition leaves, in units of what one
+            hospital can change.
+        noise_of_mean: Standard deviation of the noise in one parameter of an average over all hospitals, in
+            units of the clip of a whole update.
+        noise_length: How long that noise is over all parameters, in the same units: what this level costs.
+        aggregators: How many added noise.
+        colluding: How many of them may be in the coalition.
+        adjacency: What two inputs that are hard to tell apart differ in.
+        assumptions: What the numbers rest on.
+    """
+
+    epsilon: float
+    delta: float
+    hospitals: Mapping[str, float]
+    rounds: int
+    noise_multiplier: float
+    noise_of_mean: float
+    noise_length: float
+    aggregators: int
+    colluding: int
+    adjacency: str
+    assumptions: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
     """A finished experiment.
 
@@ -127,7 +160,8 @@ class RunResult:
         seen: What each party received, sizes only.
         seconds: Wall time of the whole.
         prediction: Private predictions, if any were asked.
-        privacy: One row a hospital, with differential privacy. Only a simulation has them all.
+        privacy: One row a hospital, with differential privacy of records. Only a simulation has them all.
+        whole_hospital: With ``privacy.level = "hospital"``, what the averages tell about any of them.
     """
 
     folder: RunFolder
@@ -138,6 +172,7 @@ class RunResult:
     seconds: float
     prediction: PredictionReport | None = None
     privacy: tuple[HospitalEpsilon, ...] = ()
+    whole_hospital: WholeHospital | None = None
 
     @property
     def accuracy(self) -> float:
@@ -161,4 +196,6 @@ class RunResult:
             del values["prediction"]
         if not self.privacy:
             del values["privacy"]
+        if self.whole_hospital is None:
+            del values["whole_hospital"]
         return values

@@ -19,6 +19,7 @@ from fedsec.lab.progress import Reporter
 from fedsec.lab.result import HospitalEpsilon, RoundReport, RunResult
 from fedsec.lab.rundir import RunFolder
 from fedsec.lab.sealed import finish_run, plan_run
+from fedsec.lab.whole_hospital import spent_by_hospitals
 from fedsec.learning.data import load_mnist
 from fedsec.nn import save_weights
 from fedsec.scenario import Scenario
@@ -113,6 +114,9 @@ def train_and_export(experiment: Experiment, engine: Engine = "in-process") -> N
                 sealed = last
             if not for_nobody:
                 set_parameters(model, _fetched(cluster, last, model) if isinstance(last, SealedAt) else last)
+    if scenario.hospital_level:
+        trust = {name: cluster.trust_file(name) for name in cluster.keys.hospitals}
+        experiment.whole_hospital = spent_by_hospitals(scenario, trust)
     if for_nobody:
         _keep_closed(folder, sealed)
     draw_accuracy(experiment.rounds, folder.accuracy_figure)

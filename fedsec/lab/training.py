@@ -85,7 +85,9 @@ def train(
     """
     secure, observer = SecureAggregationMod(), SimulationObserver()
     sealed = is_sealed(scenario)
-    rounds = Rounds(list(sites.trust), on_round, observer, sealed=sealed)
+    # An average with noise is not that of the plain updates: there is nothing to compare.
+    compared = None if scenario.hospital_level else observer
+    rounds = Rounds(list(sites.trust), on_round, compared, sealed=sealed)
     strategy = secured(scenario, sites.cluster, sites.server, rounds.secured, serves)
     if sealed:
         reporter.say(

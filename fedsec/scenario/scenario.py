@@ -129,16 +129,26 @@ class AggregationSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivacySettings:
-    """Differential privacy of each hospital's records, by DP-SGD in its own training."""
+    """Differential privacy, of each hospital's records or of each hospital as a whole."""
+
+    level: Literal["record", "hospital"] = "record"
+    """``record``: DP-SGD in each hospital's own training. ``hospital``: the aggregators add noise that nobody
+    holds to every sum; only with hundreds of hospitals is a model left."""
 
     target_epsilon: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.0
-    """What all rounds together may tell about one record of a hospital; 0 trains without noise."""
+    """What all rounds together may tell about one record, or one hospital; 0 trains without noise."""
 
     delta: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-5
-    """At which epsilon holds; at most one over a hospital's number of images makes sense."""
+    """At which epsilon holds; at most one over a hospital's number of images, or over that of hospitals,
+    makes sense."""
 
     l2_norm_clip: PositiveFloat = 1.0
-    """Bound on the norm of one image's gradient over all parameters together."""
+    """Bound on the norm of one image's gradient, or of one hospital's update in a round, over all parameters
+    together."""
+
+    colluding_aggregators: Annotated[int, msgspec.Meta(ge=0, le=6)] = 0
+    """Of level ``hospital``: how many aggregators may put their noise together with the server; 0 means all
+    but one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,8 +211,35 @@ class Scenario:
                 f"training.examples = {self.training.examples} images cannot be shared out over"
                 f" hospitals.count = {hospitals.count} hospitals: each needs at least one"
             )
+        self._check_hospital_level()
         # Wrong values of a study are found before its first run, not hours later.
         self.runs()
+
+    def _check_hospital_level(self) -> None:
+        privacy, aggregation = self.privacy, self.aggregation
+        if not self.hospital_level:
+            return
+        if aggregation.reveal_to != "server":
+            raise ScenarioError(
+                "privacy.level = 'hospital' puts noise on an average that is opened; with"
+                f" aggregation.reveal_to = '{aggregation.reveal_to}' it stays in shares: take 'server', or"
+                " privacy.level = 'record'"
+            )
+        if privacy.colluding_aggregators >= aggregation.aggregators:
+            raise ScenarioError(
+                f"privacy.colluding_aggregators = {privacy.colluding_aggregators} of"
+                f" aggregation.aggregators = {aggregation.aggregators}: one at least must be honest"
+            )
+
+    @property
+    def hospital_level(self) -> bool:
+        """Whether the aggregators add noise, so that sums tell little about any whole hospital."""
+        return self.privacy.level == "hospital" and self.privacy.target_epsilon > 0
+
+    @property
+    def record_level(self) -> bool:
+        """Whether hospitals train with DP-SGD."""
+        return self.privacy.level == "record" and self.privacy.target_epsilon > 0
 
     @classmethod
     def load(cls, path: Path | str, overrides: Iterable[str] = ()) -> Scenario:

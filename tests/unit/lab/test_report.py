@@ -110,3 +110,16 @@ def test_epsilons_are_rounded_up_and_say_what_they_rest_on() -> None:
     print_summary({**SUMMARY, "privacy": [row]}, Console(file=out, width=160))
     assert "2.001" in out.getvalue()
     assert "replaced by a null record" in out.getvalue()
+
+
+def test_a_run_says_what_the_privacy_of_whole_hospitals_costs() -> None:
+    spent = {
+        "epsilon": 7.9991, "delta": 1e-5, "hospitals": {"a": 7.9991, "b": 4.0}, "rounds": 6,
+        "noise_of_mean": 0.5, "noise_length": 74.4,
+        "adjacency": "one whole hospital", "assumptions": "no two",
+    }  # fmt: skip
+    text = shown({**SUMMARY, "whole_hospital": spent})
+    assert "Privacy of whole hospitals: epsilon 8.000 at delta 1e-05 after 6 rounds, for one whole" in text
+    assert "This rests on: no two" in text
+    assert "with 2 hospitals: noise of 0.5 clips in each parameter of an average, 74 clips long over" in text
+    assert "whole hospitals" not in shown(SUMMARY)

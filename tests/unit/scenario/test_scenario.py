@@ -139,3 +139,31 @@ def test_a_study_that_cannot_run_to_its_end_is_refused(study: dict[str, object],
     with pytest.raises(ScenarioError) as caught:
         Scenario.from_values({"study": study})
     assert text in str(caught.value)
+
+
+def test_levels_of_privacy() -> None:
+    record, hospital = (
+        Scenario().override("privacy.target_epsilon=8", f"privacy.level={level}")
+        for level in ("record", "hospital")
+    )
+    assert (record.record_level, record.hospital_level) == (True, False)
+    assert (hospital.record_level, hospital.hospital_level) == (False, True)
+    without = Scenario().override("privacy.level=hospital")
+    assert not without.record_level
+    assert not without.hospital_level
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("aggregation.reveal_to=hospitals", "it stays in shares: take 'server'"),
+        ("privacy.colluding_aggregators=3", "one at least must be honest"),
+        ("privacy.colluding_aggregators=7", "privacy.colluding_aggregators"),
+        ("privacy.level=patient", "expected 'record' or 'hospital'"),
+    ],
+)
+def test_noise_that_nobody_holds_needs_an_average_that_is_opened_and_somebody_honest(
+    override: str, text: str
+) -> None:
+    with pytest.raises(ScenarioError, match=text):
+        Scenario().override("privacy.level=hospital", "privacy.target_epsilon=8", override)

@@ -1,0 +1,60 @@
+"""What the rounds of a run told about each hospital as a whole: read from the accounts that they keep.
+
+Each hospital has its own account on its own disk. Only where all of them run on one machine can anybody read
+them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedsec.aggregation.trust import TrustFile
+from fedsec.errors import StateError
+from fedsec.lab.result import WholeHospital
+from fedsec.privacy.ledger import DurableSumLedger
+from fedsec.privacy.skellam_accounting import epsilon_of_sums
+from fedsec.scenario import Scenario
+
+
+def spent_by_hospitals(scenario: Scenario, trust: Mapping[str, Path]) -> WholeHospital:
+    """Return what a run with ``privacy.level = "hospital"`` has cost.
+
+    Args:
+        scenario: What was run.
+        trust: The trust file of each hospital by name.
+
+    Raises:
+        StateError: No hospital has an account of it.
+    """
+    delta, aggregators = scenario.privacy.delta, scenario.aggregation.aggregators
+    colluding = scenario.privacy.colluding_aggregators or aggregators - 1
+    spent = {name: DurableSumLedger(TrustFile.load(path).state).spent() for name, path in trust.items()}
+    longest = max(spent.values(), key=len)
+    if not longest:
+        raise StateError("no hospital has paid for a round: none of their accounts has an entry")
+    one = longest[-1]
+    epsilons = {name: epsilon_of_sums(sums, delta) for name, sums in spent.items()}
+    total = one.variance * aggregators / (aggregators - colluding)
+    noise_of_mean = math.sqrt(total) / one.l2_sensitivity / scenario.hospitals.count
+    return WholeHospital(
+        epsilon=max(epsilons.values()),
+        delta=delta,
+        hospitals=epsilons,
+        rounds=sum(each.rounds for each in longest),
+        noise_multiplier=math.sqrt(one.variance) / one.l2_sensitivity,
+        noise_of_mean=noise_of_mean,
+        # The bound of the L1 norm is that of the L2 norm times the root of the number of parameters.
+        noise_length=noise_of_mean * one.l1_sensitivity / one.l2_sensitivity,
+        aggregators=aggregators,
+        colluding=colluding,
+        adjacency=(
+            "one whole hospital: all that it contributed is replaced by zeros; who takes part is public"
+        ),
+        assumptions=(
+            f"the server and up to {colluding} of {aggregators} aggregators may put all they know together;"
+            f" {aggregators - colluding} at least drew their noise as the protocol says and keep it to"
+            " themselves; Skellam noise of integers, composed by Renyi divergences"
+        ),
+    )
