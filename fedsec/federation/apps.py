@@ -40,15 +40,17 @@ class TrainingConfig:
     """How a hospital trains; travels in the announced config, so it is the same for all.
 
     Attributes:
-        learning_rate: Of Adam.
+        learning_rate: Of the optimizer.
         batch_size: Examples a step.
         local_epochs: Passes over the hospital's examples in a round.
+        optimizer: Its name in ``fedsec.learning.optimizers``; its state starts anew in every round.
         seed: Of the order of the examples; each hospital and round derives its own.
     """
 
     learning_rate: float = 5e-3
     batch_size: int = 32
     local_epochs: int = 1
+    optimizer: str = "adam"
     seed: int = 1
 
     def record(self) -> ConfigRecord:
@@ -58,6 +60,7 @@ class TrainingConfig:
                 "learning-rate": self.learning_rate,
                 "batch-size": self.batch_size,
                 "local-epochs": self.local_epochs,
+                "optimizer": self.optimizer,
                 "seed": self.seed,
             }
         )
@@ -76,6 +79,7 @@ class TrainingConfig:
                 learning_rate=float(cast(float, record["learning-rate"])),
                 batch_size=int(cast(int, record["batch-size"])),
                 local_epochs=int(cast(int, record["local-epochs"])),
+                optimizer=str(record["optimizer"]),
                 seed=int(cast(int, record["seed"])),
             )
         except KeyError as error:
@@ -111,18 +115,23 @@ def client_app(
     def train(message: Message, context: Context) -> Message:
         record = message.content.config_records["config"]
         config = TrainingConfig.read(record)
-        how = (config.learning_rate, config.batch_size, config.local_epochs)
+        how = {
+            "learning_rate": config.learning_rate,
+            "batch_size": config.batch_size,
+            "epochs": config.local_epochs,
+            "optimizer": config.optimizer,
+        }
         partition = int(context.node_config["partition-id"])
         images, labels = examples(partition)
         if privacy is not None:
-            trainer = private(*how, privacy)
+            trainer = private(**how, privacy=privacy)
             trained, report = trainer.fit(_parameters(message), images, labels, ledger_of(context))
             if on_privacy is not None:
                 on_privacy(partition, report)
             # No metrics: they are computed from the records without any noise.
             return _answer(message, len(labels), {}, trained)
         seed = _seed(config.seed, int(cast(int, record["server-round"])), partition)
-        parameters, metrics = plain(*how).fit(_parameters(message), images, labels, seed)
+        parameters, metrics = plain(**how).fit(_parameters(message), images, labels, seed)
         return _answer(message, len(labels), metrics, parameters)
 
     @app.evaluate()

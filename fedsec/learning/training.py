@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedsec.learning import optimizers
 from fedsec.learning.backend import keras, tf
 from fedsec.learning.evaluation import Parameters, check_examples, gives_probabilities, set_parameters
 
@@ -22,18 +23,25 @@ class LocalTrainer:
 
     Args:
         model: A built classifier; its last layer gives probabilities or logits.
-        learning_rate: Of Adam.
+        learning_rate: Of the optimizer.
         batch_size: Examples in one step; the last step of an epoch takes what is left.
         epochs: Passes over the data in one ``fit``.
+        optimizer: Its name in ``fedsec.learning.optimizers``.
     """
 
     def __init__(
-        self, model: keras.Model, learning_rate: float = 5e-3, batch_size: int = 32, epochs: int = 1
+        self,
+        model: keras.Model,
+        learning_rate: float = 5e-3,
+        batch_size: int = 32,
+        epochs: int = 1,
+        *,
+        optimizer: str = "adam",
     ) -> None:
         self.model = model
         self.batch_size = batch_size
         self.epochs = epochs
-        self._optimizer = keras.optimizers.Adam(learning_rate)
+        self._optimizer = optimizers.by_name(optimizer, learning_rate)
         self._optimizer.build(model.trainable_variables)
         # Moments start anew in every fit: kept, they would carry one hospital's gradients to the next.
         self._fresh = [variable.numpy() for variable in self._optimizer.variables]

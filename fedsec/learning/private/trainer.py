@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsec.errors import UsageError
+from fedsec.learning import optimizers
 from fedsec.learning.backend import keras
 from fedsec.learning.evaluation import Parameters, check_examples, gives_probabilities, set_parameters
 from fedsec.learning.private.model import make_private
@@ -44,10 +45,11 @@ class PrivateTrainer:
 
     Args:
         model: A built classifier.
-        learning_rate: Of Adam.
+        learning_rate: Of the optimizer.
         batch_size: Expected size of a sample; that of a hospital with fewer records is their number.
         epochs: Passes in one ``fit``: N / batch_size steps each.
         privacy: What each hospital asks for.
+        optimizer: Its name in ``fedsec.learning.optimizers``.
 
     Raises:
         UnsupportedModelError: A layer joins examples; the text says what to use instead.
@@ -60,6 +62,8 @@ class PrivateTrainer:
         batch_size: int,
         epochs: int,
         privacy: HospitalPrivacy,
+        *,
+        optimizer: str = "adam",
     ) -> None:
         self._model = model
         self._batch_size, self._epochs, self._privacy = batch_size, epochs, privacy
@@ -67,7 +71,7 @@ class PrivateTrainer:
         # The noise is each hospital's own; this multiplier is replaced before any training.
         self._private = make_private(model, l2_norm_clip=privacy.l2_norm_clip, noise_multiplier=1.0)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not gives_probabilities(model))
-        self._private.compile(keras.optimizers.Adam(learning_rate), loss)
+        self._private.compile(optimizers.by_name(optimizer, learning_rate), loss)
         self._private.optimizer.build(model.trainable_variables)
         # Moments start anew in every fit: kept, they would carry one hospital's gradients to the next.
         self._fresh = [variable.numpy() for variable in self._private.optimizer.variables]

@@ -123,3 +123,24 @@ def test_examples_that_do_not_fit_are_refused(trainer: PrivateTrainer) -> None:
     for images, labels in ((X, Y[:3]), (X[:0], Y[:0])):
         with pytest.raises(InputError):
             trainer.fit(trainer._model.get_weights(), images, labels, MemoryLedger())
+
+
+def test_a_step_of_sgd_goes_along_the_mean_of_the_clipped_gradients(model: keras.Model) -> None:
+    wanted = HospitalPrivacy(target_epsilon=300.0, delta=1e-4, l2_norm_clip=0.5, rounds=1)
+    start = model.get_weights()
+    trainer = PrivateTrainer(model, 2.0, len(X), 1, wanted, optimizer="sgd")
+    trained, report = trainer.fit(start, X, Y, MemoryLedger())
+
+    # By hand: the gradient of a dense layer with softmax is the outer product of input and residual.
+    logits = X @ start[0] + start[1]
+    residuals = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) - np.eye(2)[Y]
+    inputs = np.concatenate([X, np.ones((len(X), 1))], axis=1)
+    norms = np.linalg.norm(inputs, axis=1) * np.linalg.norm(residuals, axis=1)
+    assert 0 < np.mean(norms > 0.5) < 1
+    clipped = inputs.T @ (residuals * np.minimum(1, 0.5 / norms)[:, None])
+    moved = np.concatenate([start[0] - trained[0], (start[1] - trained[1])[None]])
+    noise = 2.0 * report.mechanisms[0].noise_multiplier * 0.5 / len(X)
+    # 14 values beyond 7 standard deviations: less than once in 10^10 runs.
+    np.testing.assert_allclose(moved, 2.0 * clipped / len(X), atol=7 * noise + 1e-5)
+    # Of an Adam that starts anew all values would move by 2.
+    assert 7 * noise < 0.1

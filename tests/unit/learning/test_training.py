@@ -26,20 +26,22 @@ def examples() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("softmax", [True, False])
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_fit_equals_keras_fit(examples: tuple[np.ndarray, np.ndarray], softmax: bool, epochs: int) -> None:
+@pytest.mark.parametrize(("epochs", "optimizer"), [(1, "adam"), (2, "adam"), (2, "sgd")])
+def test_fit_equals_keras_fit(
+    examples: tuple[np.ndarray, np.ndarray], softmax: bool, epochs: int, optimizer: str
+) -> None:
     images, labels = examples
     keras.utils.set_random_seed(3)
     model = models.short_conv((4, 6), softmax=softmax)
     start = model.get_weights()
 
-    parameters, metrics = LocalTrainer(model, learning_rate=2e-3, epochs=epochs).fit(
-        start, images, labels, seed=9
-    )
+    trainer = LocalTrainer(model, learning_rate=2e-3, epochs=epochs, optimizer=optimizer)
+    parameters, metrics = trainer.fit(start, images, labels, seed=9)
 
     model.set_weights(start)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
-    model.compile(keras.optimizers.Adam(2e-3), loss, metrics=["accuracy"])
+    kind = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}[optimizer]
+    model.compile(kind(2e-3), loss, metrics=["accuracy"])
     order = np.random.default_rng(9)
     for _ in range(epochs):
         epoch = order.permutation(EXAMPLES)
@@ -148,3 +150,8 @@ def test_a_signal_while_tensorflow_starts_waits_until_it_has() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == "stopped after True\n"
+
+
+def test_an_unknown_optimizer_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match="no optimizer is called 'adagrad'; known: adam, sgd"):
+        LocalTrainer(models.short_conv((4,)), optimizer="adagrad")
