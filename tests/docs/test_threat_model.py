@@ -1,4 +1,4 @@
-"""Every claim of the threat model names a test, and every test it names exists."""
+"""Every claim of the threat model names a test, and every test that a page names exists."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "explanation" / "threat-model.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 CLAIMS = [line for line in PAGE.read_text().split("## What is promised")[1].split("\n## ")[0].splitlines()
           if line.startswith("| ") and not line.startswith(("| claim", "| ---"))]  # fmt: skip
@@ -35,7 +36,9 @@ def test_a_claim_names_a_test(claim: str) -> None:
     assert NAMED.search(claim), "a claim without a test is a wish"
 
 
-@pytest.mark.parametrize(("file", "name"), sorted(set(NAMED.findall(PAGE.read_text()))))
+@pytest.mark.parametrize(
+    ("file", "name"), sorted({one for page in PAGES for one in NAMED.findall(page.read_text())})
+)
 def test_a_named_test_exists(file: str, name: str) -> None:
     path = ROOT / file
     assert path.exists(), file

@@ -413,6 +413,37 @@ def test_an_answer_of_the_dealer_is_a_share_of_zero_that_others_mask() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_output_shares_are_fresh_and_hide_the_replicated_ones(mode: Any) -> None:
+    """What is computed is local, and the same every time: all that differs is the masking."""
+    shape, asked = (64,), 40
+    turned = Reshape(name="turned", inputs=(0,), input_shape=shape, output_shape=shape)
+    plan = Plan(
+        name="as it came",
+        input_shape=shape,
+        output_shape=shape,
+        input_low=0.0,
+        input_high=1.0,
+        fraction_bits=16,
+        layers=(turned,),
+    )
+    world = World(plan, 1)
+
+    def program(party: Party, engine: Engine) -> Any:
+        return np.stack([engine.predict(world.inputs[party.id], "logits") for _ in range(asked)])
+
+    results = world.run(program, mode).results
+
+    for one in world.answers(results):
+        np.testing.assert_array_equal(one, decode_output(plan, replicated.reconstruct(world.inputs)))
+    for words in results:
+        # Equal words by chance: 2,560 choose 2 pairs of 64 bits, 2e-13.
+        assert len(np.unique(words)) == words.size
+        # Half of the bits are ones, give or take 6.5 standard deviations: 8e-11 for each party and mode.
+        bits = 8 * words.nbytes
+        assert abs(int(np.bitwise_count(words).sum()) - bits / 2) < 6.5 * np.sqrt(bits) / 2
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_shares_of_other_inputs_are_refused_before_anything_is_used(mode: Any) -> None:
     world = World(SMALL, 1)
 
