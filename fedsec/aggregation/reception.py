@@ -20,9 +20,10 @@ from fedsec.aggregation.messages import (
     header_digest,
     stored_payload,
 )
-from fedsec.aggregation.parts import PartChecksum, PartWriter, part_bytes
+from fedsec.aggregation.parts import SeedWriter
 from fedsec.aggregation.round import Round
 from fedsec.aggregation.signing import Buffer, sign
+from fedsec.aggregation.summing import PartChecksum
 from fedsec.aggregation.uploads import check_header, read_header
 from fedsec.errors import FedsecError, ProtocolError, StateError
 from fedsec.sharing.compressed import SEED_BYTES
@@ -34,7 +35,7 @@ class _Arrival:
     round: Round
     header: UploadHeader
     digest: bytes
-    writer: PartWriter
+    writer: SeedWriter
     checksum: PartChecksum
 
 
@@ -53,7 +54,7 @@ class Reception:
     def __init__(self, context: Context, lock: threading.RLock, find: Callable[[RoundId], Round]) -> None:
         self._context, self._lock, self._find = context, lock, find
         self._me = context.signer.name
-        self.drafts: dict[tuple[bytes, str], PartWriter] = {}
+        self.drafts: dict[tuple[bytes, str], SeedWriter] = {}
 
     def most_bytes(self, message: Upload) -> int:
         """Return the largest part of the round that an upload names: the bound for its body.
@@ -79,17 +80,16 @@ class Reception:
             digest = header_digest(message.header.payload)
             if (stored := self._stored(round_, header, digest)) is not None:
                 return stored
-            size = part_bytes(round_.announcement, header.hospital, self._me)
             key = (round_.key, header.hospital)
             # One draft a hospital and round, or its connections could fill the disk; the latest counts, as
             # the connection of an earlier attempt may be dead without a sign.
             if key in self.drafts:
                 self.drafts[key].give_way()
-            self.drafts[key] = writer = PartWriter(round_.folder.part(digest), size)
-            arrival = _Arrival(round_, header, digest, writer, round_.part_checksum(header.hospital))
+            self.drafts[key] = writer = round_.holdings.writer(header.hospital, digest)
+            arrival = _Arrival(round_, header, digest, writer, round_.holdings.checksum(header.hospital))
         try:
             with writer:
-                self._receive(arrival, chunks, size)
+                self._receive(arrival, chunks)
                 difference = arrival.checksum.difference()
                 self._settle(arrival)
                 with self._lock:
@@ -110,9 +110,9 @@ class Reception:
                 arrival.round.require_open()
             raise
 
-    def _receive(self, arrival: _Arrival, chunks: Iterable[Buffer], size: int) -> None:
+    def _receive(self, arrival: _Arrival, chunks: Iterable[Buffer]) -> None:
         header = arrival.header
-        state = begin_part_digest(header.upload_id, self._me, size)
+        state = begin_part_digest(header.upload_id, self._me, arrival.writer.size)
         for chunk in chunks:
             # All three while it is in the cache.
             arrival.writer.write(chunk)
@@ -140,7 +140,7 @@ class Reception:
         payload = stored_payload(header.round, header.upload_id, digest, self._me)
         signature = sign(self._context.signer, STORED_LABEL, payload)
         entry = ListEntry(header.hospital, header.upload_id, digest, difference)
-        round_.add_upload(entry, signature, header.model)
+        round_.add_upload(entry, signature, header.model, arrival.checksum.seed)
         return Stored(self._me, signature)
 
     def _stored(self, round_: Round, header: UploadHeader, digest: bytes) -> Stored | None:

@@ -19,7 +19,6 @@ from fedsec.aggregation import merkle
 from fedsec.aggregation.agreement import included_set, leaves, without_other_models
 from fedsec.aggregation.announcement import Announcement
 from fedsec.aggregation.chain import NOTHING_SEEN
-from fedsec.aggregation.checksum import Checksum
 from fedsec.aggregation.context import Context, Outgoing
 from fedsec.aggregation.messages import (
     IncludedUpload,
@@ -31,10 +30,12 @@ from fedsec.aggregation.messages import (
     SumShare,
     read,
 )
-from fedsec.aggregation.parts import PartChecksum, PartFolder, sum_parts
+from fedsec.aggregation.noise.adding import add_noise
+from fedsec.aggregation.parts import PartFolder
 from fedsec.aggregation.sealed.sum import bind_sum, fresh_nonce, sealed_part, server_part
 from fedsec.aggregation.statements import ContradictionError, Statements
 from fedsec.aggregation.store import RoundRow, State
+from fedsec.aggregation.summing import Holdings
 from fedsec.errors import ProtocolError, RoundAbortedError, StateError, TrustError
 from fedsec.ring import RingArray
 
@@ -63,9 +64,8 @@ class Round:
         self._context = context
         self._me = context.signer.name
         self._keys = {member.name: member.public_key for member in announcement.aggregators}
-        self._vector_hospitals = announcement.vector_hospitals(self._me)
+        self.holdings = Holdings(announcement, self._me, self.folder, context.store)
         self._statements = Statements(context, announcement)
-        self._checksum: Checksum | None = None
         self._proofs: _Proofs | None = None
         self._clean = False
 
@@ -87,11 +87,16 @@ class Round:
         if self.state is not State.OPEN:
             raise ProtocolError(f"{self.announcement.id} takes no more uploads: this one came too late")
 
-    def add_upload(self, entry: ListEntry, acknowledgement: bytes, model: bytes = b"") -> None:
-        """Store that a hospital's part is complete (its file is committed by the caller before)."""
+    def add_upload(
+        self, entry: ListEntry, acknowledgement: bytes, model: bytes = b"", seed: bytes = b""
+    ) -> None:
+        """Store that a part is complete, and its seed; the file of a vector is committed before."""
         self.require_open()
         with self._context.store.transaction():
             self._context.store.add_upload(self.key, entry, acknowledgement)
+            if seed:
+                covered = self.folder.cover(entry.header_digest, seed)
+                self._context.store.add_seed(self.key, entry.hospital, covered)
             if model:
                 self._context.store.add_model(self.key, entry.hospital, model)
 
@@ -161,7 +166,7 @@ class Round:
 
     def clean(self) -> bool:
         """Erase what a final round still holds; False when something is left and it has to be tried again."""
-        self._checksum = None
+        self.holdings.forget_checksum()
         left = False
         for erase in () if self._clean else (self.folder.erase, lambda: self._context.store.forget(self.key)):
             try:
@@ -175,8 +180,7 @@ class Round:
     def resume(self) -> None:
         """Remove files that a crash left behind: parts that were never acknowledged or are summed already."""
         keep = self.state in {State.OPEN, State.LISTED}
-        rows = self._context.store.uploads(self.key).values() if keep else ()
-        self.folder.erase_parts({row.entry.header_digest for row in rows})
+        self.holdings.erase(self._context.store.uploads(self.key) if keep else None)
 
     # Outcome.
 
@@ -243,7 +247,7 @@ class Round:
         if not self._late():
             return
         uploads = self._context.store.uploads(self.key)
-        self._checksum = None
+        self.holdings.forget_checksum()
         entries = tuple(row.entry for row in uploads.values())
         statement = ListStatement(self.announcement.id, self.digest, self._me, entries, NOTHING_SEEN)
         with self._context.store.transaction():
@@ -264,7 +268,10 @@ class Round:
             reasons = ", ".join(f"{one.hospital} {one.reason}" for one in found.excluded)
             self.abort(f"{len(found.included)} complete uploads, the minimum cohort is {cohort} ({reasons})")
             return
-        words, nonce = self._sum(found.included), fresh_nonce(self.announcement)
+        words, nonce = self.holdings.sum(found.included), fresh_nonce(self.announcement)
+        # Drawn once: after a crash it is drawn anew only while the set is not signed, and what a share is
+        # bound to has not left.
+        add_noise(words, self.announcement.layout, self.digest)
         self.folder.write_sum(nonce, words)
         bound = bind_sum(self.announcement, self._me, nonce, words.tobytes())
         root = found.root(self.key)
@@ -276,7 +283,7 @@ class Round:
             self._say("set", State.SIGNED, statement)
         self._enter(State.SIGNED)
         try:
-            self.folder.erase_parts()
+            self.holdings.erase()
         except StateError as error:
             # The set is signed and the sum is stored: the rest goes with the folder when the round ends.
             _log.warning("parts of %s stay on disk until its end: %s", self.announcement.id, error)
@@ -299,21 +306,6 @@ class Round:
             self.finish()
 
     # Helpers.
-
-    def _sum(self, included: list[ListEntry]) -> RingArray:
-        parts = [(self.folder.part(one.header_digest), self.holds_vector(one.hospital)) for one in included]
-        return sum_parts(self.announcement.layout, parts)
-
-    def holds_vector(self, hospital: str) -> bool:
-        """Tell whether this aggregator gets the hospital's full vector; the others get a seed."""
-        return hospital in self._vector_hospitals
-
-    def part_checksum(self, hospital: str) -> PartChecksum:
-        """Return what forms this aggregator's share of the checksum difference while a part arrives."""
-        if self._checksum is None:
-            self._checksum = Checksum(self.announcement.layout, self.digest, keep=True)
-        layout, holds_vector = self.announcement.layout, self.holds_vector(hospital)
-        return PartChecksum(self._checksum, layout, holds_vector=holds_vector)
 
     def _set_statements(self) -> tuple[Signed, ...]:
         sets = self._statements.of("set")

@@ -1,7 +1,7 @@
 """Durable state of one aggregator: SQLite (WAL, ``synchronous=FULL``) beside the part files.
 
 Everything an aggregator says (an acknowledgement, a signature, a share) is committed here first, so that
-after a crash it says the same again or nothing. No share is ever in the database.
+after a crash it says the same again or nothing. No share is ever in the database but seeds under a cover.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ CREATE TABLE IF NOT EXISTS uploads (
   round BLOB NOT NULL, hospital TEXT NOT NULL, upload_id BLOB NOT NULL, header_digest BLOB NOT NULL,
   checksum BLOB, signature BLOB NOT NULL, included INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (round, hospital), UNIQUE (hospital, upload_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seeds (
+  round BLOB NOT NULL, hospital TEXT NOT NULL, seed BLOB NOT NULL,
+  PRIMARY KEY (round, hospital)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS models (
   round BLOB NOT NULL, hospital TEXT NOT NULL, tag BLOB NOT NULL,
   PRIMARY KEY (round, hospital)) WITHOUT ROWID;
@@ -199,6 +202,18 @@ class Store:
         """Tell whether a hospital used an upload id in any round; other hospitals' ids do not matter."""
         return bool(self._read("SELECT 1 FROM uploads WHERE hospital=? AND upload_id=?", hospital, upload_id))
 
+    def add_seed(self, key: bytes, hospital: str, seed: bytes) -> None:
+        """Store the seed that a hospital's part holds, under its cover."""
+        self._write("INSERT INTO seeds VALUES (?, ?, ?)", key, hospital, seed)
+
+    def seeds(self, key: bytes) -> dict[str, bytes]:
+        """Return the seeds of a round by hospital, under their covers."""
+        return dict(self._read("SELECT hospital, seed FROM seeds WHERE round=?", key))
+
+    def erase_seeds(self, key: bytes) -> None:
+        """Erase the seeds of a round."""
+        self._write("DELETE FROM seeds WHERE round=?", key)
+
     def add_model(self, key: bytes, hospital: str, tag: bytes) -> None:
         """Store which sealed model an upload was trained from, as its tag."""
         self._write("INSERT INTO models VALUES (?, ?, ?)", key, hospital, tag)
@@ -287,12 +302,14 @@ class Store:
                     WHERE round=? AND kind='list' AND aggregator=?"""
                 self._write(query, _fingerprint(statement), key, aggregator)
             self._write("UPDATE uploads SET checksum=NULL WHERE round=?", key)
+            self.erase_seeds(key)
         self._read("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def forget_final(self) -> None:
         """Do what :meth:`forget` does for every final round, after a crash in between."""
-        query = """SELECT DISTINCT key FROM rounds JOIN statements ON round=key
-            WHERE kind='list' AND statements.signature != x'' AND state IN (?, ?)"""
+        query = """SELECT key FROM rounds WHERE state IN (?, ?) AND key IN (
+            SELECT round FROM statements WHERE kind='list' AND signature != x''
+            UNION SELECT round FROM uploads WHERE checksum IS NOT NULL UNION SELECT round FROM seeds)"""
         for (key,) in self._read(query, State.FINISHED, State.ABORTED):
             self.forget(key)
 

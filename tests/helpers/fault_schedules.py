@@ -691,7 +691,8 @@ class Schedule:
             assert not left, "a share is left in a file"
         for aggregator in self.network.aggregators.values():
             rows = aggregator._store._db.execute("SELECT checksum FROM uploads WHERE checksum NOTNULL")
-            assert rows.fetchall() == []
+            assert rows.fetchall() == [], "a share of a checksum is left in a database"
+            assert aggregator._store._db.execute("SELECT seed FROM seeds").fetchall() == [], "a seed is left"
 
 
 def integer_sum(announcement: Announcement, contributions: list[Contribution]) -> list[int]:

@@ -14,8 +14,8 @@ from fedsec.aggregation.checksum import PIECE_WORDS, Checksum
 from fedsec.aggregation.encoding import UpdateWords, encode_update
 from fedsec.aggregation.making import make_parts
 from fedsec.aggregation.messages import UploadHeader, part_digest, unseal
-from fedsec.aggregation.parts import PartChecksum
 from fedsec.aggregation.planner import Layout, plan_encoding
+from fedsec.aggregation.summing import PartChecksum
 from fedsec.aggregation.tags import UpdateTag
 from fedsec.errors import RangeError
 from fedsec.ring import KeyedStream, derive_key

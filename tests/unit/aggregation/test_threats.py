@@ -391,8 +391,8 @@ def test_threat_24_a_share_altered_before_its_commitment_is_never_accepted(world
     signed = world.open(announcement)
     for seed, hospital in enumerate(world.hospitals):
         if seed == 3:
-            target = world.network.aggregators["agg-2"]._rounds[announcement.id.key]
-            target._sum = lambda included, honest=target._sum: honest(included) + np.uint32(1)
+            target = world.network.aggregators["agg-2"]._rounds[announcement.id.key].holdings
+            target.sum = lambda included, honest=target.sum: honest(included) + np.uint32(1)
         world.submit(hospital, announcement, signed, contribution(seed))
     with pytest.raises(RoundAbortedError, match="checksum"):
         world.collect(announcement)
