@@ -5,21 +5,22 @@ is a Skellam value with the sum of their variances, so several parties can each 
 none of them knows (Agarwal, Kairouz and Liu 2021).
 
 **How.** The integers are cut into strips of ``2^bits`` values: of one below variance 2^18, of at most a
-32nd of the standard deviation above. A 64-bit word chooses a strip, by how likely its likeliest value is;
-``bits`` more choose a value in it; it is kept with the probability that it has by the likeliest one, else all
-is drawn anew. That is rejection from a histogram (Devroye 1986, section VIII.2.4); about 1 % is lost.
+32nd of the standard deviation above. A uniform number of 192 bits chooses a strip, by how likely its
+likeliest value is; ``bits`` more choose a value in it; it is kept with the probability that it has by the
+likeliest one, else all is drawn anew. That is rejection from a histogram (Devroye 1986, section VIII.2.4);
+about 1 % is lost.
 
-**How exactly.** The statistical distance of one value to the true law is below 2^-51, the sum of
+**How exactly.** Two things differ from the true law:
 
-* the tail beyond the strips: at most 2^-70, by Chernoff's bound;
-* the likelihoods of n strips, each rounded to a multiple of 2^-64 and what that leaves given to the
-  likeliest: half of ``n 2^-65`` and of the same again. There are up to 10,200 strips of one value, which
-  gives 2^-51.6, and up to 1,270 wide ones, which gives 2^-54.6;
-* keeping or losing a value, in float64: it is lost with a probability q of at most 0.3 and of 0.013 on
-  average, which has a relative error below 2^-49 (a few products, ``expm1``, a comparison with 53 bits) and
-  an absolute one of 2^-58 from the series: together below 2^-55.
+* the tail beyond the strips, at most 2^-70 by Chernoff's bound, is never drawn;
+* within the strips every probability is the true one but for a factor within 1 +- 2^-50, and 1 +- 2^-55 on
+  average. A value is lost with a probability q of at most 0.3, and of 0.013 on average, which float64 gives
+  to a part in 2^49 (a few products, ``expm1``, a comparison with 53 bits), and the series to 2^-58. How
+  likely strips are is computed with integers and decimals, to a part in 2^64. Below variance 2^18 nothing is
+  lost, and factors are within 1 +- 2^-100.
 
-A round of d values is then within d 2^-51 of the true law, which adds as much to delta: 2^-31 for a million.
+The statistical distance of a value to the true law is below 2^-54. To the privacy of d values that adds
+d 2^-49 to epsilon and d 2^-70 to delta: for a million 1.8e-9 and 8.5e-16.
 
 Security: whoever knows the noise can take it off. It comes from an AES-256 stream under a key of the
 operating system; a key given by the caller is for tests. How long a draw takes tells how many were lost.
@@ -27,13 +28,14 @@ operating system; a key given by the caller is for tests. How long a draw takes 
 
 from __future__ import annotations
 
+import bisect
 import math
 
 import numpy as np
 import numpy.typing as npt
 
 from fedsec.errors import UsageError
-from fedsec.privacy.skellam_strips import declined, largest, strips_of
+from fedsec.privacy.skellam_strips import CHOICE_BITS, declined, largest, strips_of
 from fedsec.ring import RING64
 from fedsec.ring.streams import KeyedStream, fresh_stream
 
@@ -84,7 +86,7 @@ class SkellamSampler:
     def _proposed(self, size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.intp]]:
         """Return values of which some are rejected, and the places of those."""
         table = self._strips
-        chosen = np.searchsorted(table.thresholds, self._stream.words(size), side="right")
+        chosen = self._chosen(size)
         if table.bits == 0:
             return table.nearest[chosen], np.empty(0, dtype=np.intp)
         words = self._stream.words(size)
@@ -92,6 +94,19 @@ class SkellamSampler:
         values = table.nearest[chosen] + table.signs[chosen] * inside
         doubtful = np.flatnonzero((words >> np.uint64(table.bits)) < table.doubted[chosen])
         return values, doubtful[self._rejected(chosen[doubtful], inside[doubtful])]
+
+    def _chosen(self, size: int) -> npt.NDArray[np.intp]:
+        """Return strips. The first of three words decides, unless a strip's end begins with the same."""
+        table = self._strips
+        words = self._stream.words(size)
+        chosen = np.searchsorted(table.thresholds, words, side="right")
+        if table.ends:
+            # Where none is at or below the word, this looks at the last one, which the word cannot be.
+            for place in np.flatnonzero(table.thresholds[chosen - 1] == words):
+                rest = int.from_bytes(self._stream.take(CHOICE_BITS // 8 - 8), "big")
+                number = (int(words[place]) << (CHOICE_BITS - 64)) + rest
+                chosen[place] = bisect.bisect_right(table.ends, number)
+        return chosen
 
     def _rejected(self, chosen: npt.NDArray[np.intp], inside: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return which values are rejected, given that they are in doubt.

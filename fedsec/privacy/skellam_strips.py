@@ -10,13 +10,14 @@ section 7) gives its logarithm, up to a constant, as::
     -phi(a) = a^2 / (r + v) - a asinh(a / v) - ln(r) / 2 + (3 - 5 t) / (24 r) + (1 - 6 t + 5 t^2) / (16 r^2)
 
 The next term is ``(375 - 4779 t + ...) / (5760 r^3)``. Strips that are wider than one value begin at
-v = 2^18; there its constant is of no effect and what depends on t is below 2^-69 within the strips.
+v = 2^18; its constant is of no effect, and there what depends on t is below 2^-65 within the strips.
 """
 
 from __future__ import annotations
 
 import decimal
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,8 +33,10 @@ WIDE_FROM = 2.0**18
 _WIDTHS = 32
 """A wide strip is the largest power of two that is at most a 32nd of the standard deviation."""
 _DIGITS = 40
-_SPARE = 1 << 160
-"""Where the recurrence begins: divisions round down, by less than 2^-150 of a probability in all."""
+_SPARE = 1 << 256
+"""Where the recurrence begins, so that a division that rounds down changes nothing that matters."""
+CHOICE_BITS = 192
+"""Of the number that chooses a strip: even the rarest has its probability to a part in 2^100."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,9 @@ class Strips:
 
     Attributes:
         bits: A strip has ``2^bits`` values, 0 to 15.
-        thresholds: Strip k is taken for a uniform 64-bit word with exactly k of these at or below it;
-            ascending, dtype uint64, shape [n - 1].
+        ends: Strip k is taken for a uniform number of 192 bits with exactly k of these at or below it; n - 1,
+            ascending.
+        thresholds: Their first 64 bits, dtype uint64, shape [n - 1].
         nearest: The value of each strip that is nearest to zero, its most likely one, int64 [n].
         signs: 1, or -1 for strips of negative values, int64 [n]; the values are ``nearest + signs * j``.
         doubted: A value is in doubt when ``64 - bits`` uniform bits are below this, uint64 [n].
@@ -52,6 +56,7 @@ class Strips:
     """
 
     bits: int
+    ends: tuple[int, ...]
     thresholds: npt.NDArray[np.uint64]
     nearest: npt.NDArray[np.int64]
     signs: npt.NDArray[np.int64]
@@ -66,18 +71,16 @@ def strips_of(variance: float) -> Strips:
     if variance < WIDE_FROM:
         weights = _each(Fraction(variance), last)
         nearest = np.arange(-last, last + 1)
-        both = [*reversed(weights[1:]), *weights]
-        return Strips(0, _thresholds(both, last), nearest, _signs(nearest), *_no_thinning(len(both)))
+        ends = _ends([*reversed(weights[1:]), *weights], last)
+        return Strips(0, ends, _first_words(ends), nearest, _signs(nearest), *_no_thinning(len(nearest)))
     bits = int(math.log2(math.isqrt(int(variance)) // _WIDTHS))
     count = last // (1 << bits) + 1
     # Zero is among the positive ones, so the negative strips are all one further out.
     starts = np.arange(count) << bits
     nearest = np.concatenate([-(starts[::-1] + 1), starts])
-    weights = _likelihoods(variance, [abs(int(value)) for value in nearest])
+    ends = _ends(_likelihoods(variance, [abs(int(value)) for value in nearest]), count)
     decline = _decline(variance, np.abs(nearest).astype(np.float64))
-    return Strips(
-        bits, _thresholds(weights, count), nearest, _signs(nearest), _doubted(decline, bits), decline
-    )
+    return Strips(bits, ends, _first_words(ends), nearest, _signs(nearest), _doubted(decline, bits), decline)
 
 
 def largest(variance: float, log_probability: float) -> int:
@@ -142,17 +145,16 @@ def _likelihoods(variance: float, values: list[int]) -> list[int]:
     return found
 
 
-def _thresholds(weights: list[int], middle: int) -> npt.NDArray[np.uint64]:
-    """Return where the strips end in 2^64 equal parts; what rounding leaves goes to the likeliest."""
+def _ends(weights: list[int], middle: int) -> tuple[int, ...]:
+    """Return where the strips end in 2^192 equal parts; what rounding leaves goes to the likeliest."""
     total = sum(weights)
-    parts = [((weight << 65) // total + 1) >> 1 for weight in weights]
-    parts[middle] += (1 << 64) - sum(parts)
-    ends, end = [], 0
-    for part in parts[:-1]:
-        end += part
-        ends.append(end)
-    # A last part of nothing ends where the words do; no word is at or above that.
-    return np.array([min(end, (1 << 64) - 1) for end in ends], dtype=np.uint64)
+    parts = [(weight << CHOICE_BITS) // total for weight in weights]
+    parts[middle] += (1 << CHOICE_BITS) - sum(parts)
+    return tuple(itertools.accumulate(parts[:-1]))
+
+
+def _first_words(ends: tuple[int, ...]) -> npt.NDArray[np.uint64]:
+    return np.array([end >> (CHOICE_BITS - 64) for end in ends], dtype=np.uint64)
 
 
 def _signs(nearest: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -166,11 +168,11 @@ def _no_thinning(count: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.flo
 def _decline(v: float, a: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return Taylor's coefficients of phi(a + j) - phi(a) in j, for variances from 2^18 on.
 
-    What is left out is below 2^-58 for j up to a 32nd of the standard deviation.
+    What is left out is below 2^-58 for j up to a 32nd of the standard deviation, 10 of those from zero.
     """
     r = np.hypot(a, v)
     t = (a / r) ** 2
-    first = np.arcsinh(a / v) + a / (2 * r**2) + a * (13 - 15 * t) / (24 * r**3)
+    first = np.arcsinh(a / v) + a / (2 * r**2) + a * (13 - 15 * t) / (24 * r**3) + 7 * a / (8 * r**4)
     second = 1 / r + (v**2 - a**2) / (2 * r**4) + 13 / (24 * r**3)
     third = -a / r**3 + a * (a**2 - 3 * v**2) / r**6
     fourth = (2 * a**2 - v**2) / r**5

@@ -16,12 +16,11 @@ from scipy import stats
 
 from fedsec.errors import UsageError
 from fedsec.privacy.skellam import LARGEST_VARIANCE, SkellamSampler, largest_noise
-from fedsec.privacy.skellam_strips import WIDE_FROM, Strips, declined, strips_of
-from fedsec.ring import KeyedStream, derive_key
+from fedsec.privacy.skellam_strips import CHOICE_BITS, WIDE_FROM, Strips, declined, strips_of
+from fedsec.ring import RING64, KeyedStream, Ring, RingArray, derive_key
 
 P_LIMIT = 1e-9
 COUNT = 1 << 18
-DISTANCE = Fraction(1, 2**51)
 
 Values = npt.NDArray[np.int64]
 
@@ -75,7 +74,7 @@ def recurrence(variance: float, last: int) -> list[Fraction]:
 
 def law(strips: Strips) -> dict[int, Fraction]:
     """What the table draws, exactly: the strip, the value in it, and what is rejected."""
-    ends = [0, *map(int, strips.thresholds), 1 << 64]
+    ends = [0, *strips.ends, 1 << CHOICE_BITS]
     width, found = 1 << strips.bits, {}
     for j in range(width):
         lost = -np.expm1(-declined(strips.decline, float(j)))
@@ -86,20 +85,35 @@ def law(strips: Strips) -> dict[int, Fraction]:
     return {value: weight / total for value, weight in found.items()}
 
 
+def furthest(found: dict[int, Fraction], exact: list[Fraction]) -> float:
+    """Return the largest ratio of a probability to the true one, less 1, either way round."""
+    return float(max(abs(one / exact[abs(x)] - 1) for x, one in found.items()))
+
+
 @pytest.mark.parametrize("variance", [1e-6, 0.01, 0.5, 2.0, 37.3, 300.0])
-def test_the_table_is_within_the_stated_distance_of_the_law(variance: float) -> None:
+def test_the_table_is_the_law_but_for_its_tail(variance: float) -> None:
     found = law(strips_of(variance))
     exact = series(variance, max(found))
-    assert sum(abs(found[x] - exact[abs(x)]) for x in found) / 2 < DISTANCE
-    assert 1 - (exact[0] + 2 * sum(exact[1:])) < Fraction(1, 2**69)
+    tail = 1 - (exact[0] + 2 * sum(exact[1:]))
+    assert 0 <= tail < Fraction(1, 2**70)
+    # What is cut makes the rest more likely; the series has 45 digits.
+    assert furthest(found, exact) < float(tail) + 2.0**-100
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variance", [WIDE_FROM - 1, WIDE_FROM])
-def test_narrow_and_wide_strips_are_within_the_stated_distance_where_they_meet(variance: float) -> None:
+@pytest.mark.parametrize(
+    ("variance", "factor", "distance"),
+    [
+        (WIDE_FROM, 2.0**-50, 2.0**-54),
+        pytest.param(WIDE_FROM - 1, 2.0**-69, 2.0**-69, marks=pytest.mark.slow),
+    ],
+)
+def test_narrow_and_wide_strips_are_as_near_as_stated_where_they_meet(
+    variance: float, factor: float, distance: float
+) -> None:
     found = law(strips_of(variance))
     exact = recurrence(variance, max(found) + 1)
-    assert sum(abs(found[x] - exact[abs(x)]) for x in found) / 2 < DISTANCE
+    assert furthest(found, exact) < factor
+    assert float(sum(abs(found[x] - exact[abs(x)]) for x in found)) / 2 < distance
 
 
 @pytest.mark.parametrize("variance", [WIDE_FROM, 1e6, 3.3e9, LARGEST_VARIANCE])
@@ -109,8 +123,8 @@ def test_wide_strips_have_the_probabilities_of_bessels_integral(variance: float)
     step = 0.02 / deviation
     angles = np.arange(-500, 501) * step
     heights = np.exp(-2 * variance * np.sin(angles / 2) ** 2) * step / (2 * math.pi)
-    ends = np.concatenate([[0.0], strips.thresholds.astype(np.float64), [2.0**64]])
-    proposed = np.diff(ends) / 2.0 ** (64 + strips.bits)
+    ends = np.diff([0, *strips.ends, 1 << CHOICE_BITS])
+    proposed = np.array([float(Fraction(part, 1 << (CHOICE_BITS + strips.bits))) for part in ends])
     inside = np.array([0, 1, (1 << strips.bits) // 2, (1 << strips.bits) - 1])
     kept = np.exp(-declined(strips.decline[:, :, None], inside.astype(np.float64)))
     values = strips.nearest[:, None] + strips.signs[:, None] * inside
@@ -237,6 +251,29 @@ def test_one_key_gives_one_sequence_and_fresh_keys_differ() -> None:
         mine = SkellamSampler(variance)
         assert not np.array_equal(mine.draw(1000), mine.draw(1000))
         assert not np.array_equal(SkellamSampler(variance).draw(1000), SkellamSampler(variance).draw(1000))
+
+
+class Scripted(KeyedStream):
+    """Gives one word again and again, and then the rest of its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(bytes(32))
+        self._number = number
+
+    def words(self, shape: int | tuple[int, ...], ring: Ring = RING64) -> RingArray:
+        return np.full(shape, self._number >> (CHOICE_BITS - 64), dtype=np.uint64)
+
+    def take(self, size: int) -> bytes:
+        return (self._number % (1 << (CHOICE_BITS - 64))).to_bytes(size, "big")
+
+
+def test_a_word_that_is_a_strips_end_is_decided_by_the_rest() -> None:
+    """It happens once in 2^50 draws, which are more than any test's."""
+    table = strips_of(16.0)
+    for strip, end in enumerate(table.ends):
+        for number, expected in ((end, strip + 1), (end - 1, strip)):
+            values = SkellamSampler(16.0, Scripted(number)).draw(2)
+            assert values.tolist() == [table.nearest[expected]] * 2
 
 
 def test_neighbouring_values_are_unrelated() -> None:

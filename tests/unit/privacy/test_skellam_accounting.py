@@ -95,7 +95,7 @@ def test_the_bound_tends_to_the_divergence(shift: int) -> None:
             assert found <= factor * exact_divergence(order, variance, shift)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     times=st.floats(0.5, 150),
     shift=st.integers(1, 5),
