@@ -23,6 +23,12 @@ from fedsec.transport import ClusterFile, Endpoint, Identity, PartyConfig, Role
 
 _KEY = "64 hex digits, or the identity file they are read from"
 _COHORT = f"fewest hospitals in a sum; {PartyConfig.minimum_cohort} by default"
+_WHOLE_HOSPITAL = (
+    ("hospital_epsilon", float, "all that rounds may ever tell about the whole hospital, 0 for no limit"),
+    ("hospital_delta", float, "at which that epsilon holds"),
+    ("hospital_noise_multiplier", float, "the weakest noise of a round that is accepted"),
+    ("hospital_colluding", int, "aggregators that may collude, 0 for all but one"),
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -245,6 +251,15 @@ def _trust_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="64 hex digits that all hospitals share and nobody else, made when missing; for sealed rounds",
     )
+    for option, kind, text in _WHOLE_HOSPITAL:
+        default = getattr(limits, option)
+        parser.add_argument(
+            f"--{option.replace('_', '-')}",
+            type=kind,
+            default=default,
+            metavar="X",
+            help=f"{text}; {default:g} by default",
+        )
     parser.add_argument(
         "--serves",
         nargs="+",
@@ -279,6 +294,7 @@ def _trust(options: argparse.Namespace) -> str:
             metrics=dict(map(_metric, options.metric)) if options.metric else TrustLimits().metrics,
             reveal_to=tuple(options.reveal_to),
             serves=tuple(options.serves),
+            **{option: getattr(options, option) for option, _, _ in _WHOLE_HOSPITAL},
         ),
         secret=_secret(options.hospitals_secret, options.reveal_to),
     ).save(options.output)

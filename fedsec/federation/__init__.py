@@ -7,6 +7,7 @@ The public names below are loaded when they are first used; none of them loads T
 ``secure_aggregation``    the hospital's line: ``ClientApp(mods=[secure_aggregation])``
 ``SecureAggregation``     the server's line: ``SecureAggregation(FedAvg(), aggregators=...)``
 ``RoundPlan``             the public constants of the rounds, if the defaults do not fit
+``HospitalLevel``         of a ``RoundPlan``: noise that the aggregators add and nobody holds
 ========================  ===================================================================
 """
 
@@ -16,13 +17,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fedsec.aggregation.noise.planning import HospitalLevel
     from fedsec.federation.mod import secure_aggregation
     from fedsec.federation.plan import RoundPlan
     from fedsec.federation.strategy import SecureAggregation
 
-__all__ = ["RoundPlan", "SecureAggregation", "secure_aggregation"]
+__all__ = ["HospitalLevel", "RoundPlan", "SecureAggregation", "secure_aggregation"]
 
 _HOMES = {
+    "HospitalLevel": "fedsec.aggregation.noise.planning",
     "RoundPlan": "fedsec.federation.plan",
     "SecureAggregation": "fedsec.federation.strategy",
     "secure_aggregation": "fedsec.federation.mod",

@@ -14,7 +14,7 @@ from fedsec.aggregation.noise.terms import Noise
 from fedsec.errors import UsageError
 from fedsec.federation.plan import RoundPlan
 from fedsec.privacy.accounting import rounded_up
-from fedsec.privacy.skellam_accounting import SkellamSum, epsilon_of_sums
+from fedsec.privacy.skellam_accounting import SkellamSum, epsilon_of_sums, merged
 from fedsec.transport import ClusterFile
 
 EVALUATION_REFUSED = (
@@ -93,7 +93,7 @@ class HospitalLevelRun:
         noise, privacy = announcement.encoding.noise, self._plan.privacy
         if noise is None or privacy is None:
             return ""
-        after = [*self._spent, sum_of(noise, announcement.layout.update_words)]
+        after = merged([*self._spent, sum_of(noise, announcement.layout.update_words)])
         epsilon = epsilon_of_sums(after, privacy.delta)
         if privacy.target_epsilon is not None and epsilon > privacy.target_epsilon:
             return (

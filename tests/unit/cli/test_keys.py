@@ -154,6 +154,16 @@ def test_a_trust_file_names_metrics_weights_and_floors(
         assert "expected NAME=LOW:HIGH" in capsys.readouterr().err
 
 
+def test_a_trust_file_pins_what_may_be_told_about_the_whole_hospital(keys: Keys, cluster: Path) -> None:
+    path = keys.folder / "trust.toml"
+    common = ("--cluster", cluster, "--identity", keys.folder / "north.pem", "--state", keys.folder / "state")
+    chosen = ("--hospital-epsilon", "6", "--hospital-delta", "1e-6")
+    assert keys.run("trust", path, *common, *chosen, "--hospital-noise-multiplier", "1.5") == 0
+    limits = TrustFile.load(path).limits
+    assert (limits.hospital_epsilon, limits.hospital_delta) == (6.0, 1e-6)
+    assert (limits.hospital_noise_multiplier, limits.hospital_colluding) == (1.5, 0)
+
+
 @pytest.mark.parametrize(
     "party", ["alice", "alice@host", "alice@host:4000", "alice@host:port=KEY", "alice@host:0=KEY", "@:1="]
 )
