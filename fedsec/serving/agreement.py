@@ -20,7 +20,7 @@ from typing import Annotated, NamedTuple, Protocol
 
 import msgspec
 
-from fedsec.errors import FedsecError, ProtocolError, ServiceEndedError, TrustError
+from fedsec.errors import ProtocolError
 from fedsec.nn import Reveal
 from fedsec.serving.messages import MAX_IMAGES, Entry
 
@@ -260,25 +260,6 @@ def combine(ballots: Sequence[Ballot], entries: Sequence[Entry]) -> tuple[Verdic
                 reveals.add(entry.reveal)
         verdicts.append(verdict)
     return tuple(verdicts)
-
-
-def refusal(verdict: Verdict, images: int, book: Book, fingerprint: bytes) -> FedsecError:
-    """Return the error that the sender of a finally refused request gets."""
-    if verdict is Verdict.DIFFERS:
-        return ProtocolError(
-            "the parties were asked for different numbers of images or to reveal different things; nothing "
-            "was charged"
-        )
-    if verdict is Verdict.REPEATED:
-        return ProtocolError("this request id was used before: draw a fresh one for every request")
-    if verdict is Verdict.QUOTA:
-        return TrustError(
-            f"this certificate may ask for {book.left_for(fingerprint)} more images of this model, "
-            f"the request has {images}; nothing was charged"
-        )
-    return ServiceEndedError(
-        f"the service answers {book.left()} more images, the request has {images}; nothing was charged"
-    )
 
 
 @dataclass(slots=True)

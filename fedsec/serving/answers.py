@@ -31,9 +31,9 @@ class AnswerForm:
     classes: int
 
     @classmethod
-    def of(cls, plan: Plan, reveal: Reveal) -> AnswerForm:
-        """Return the form for a model."""
-        return cls(reveal, plan.with_head(reveal), plan.output_shape[-1])
+    def of(cls, plan: Plan, reveal: Reveal, label_epsilon: float | None = None) -> AnswerForm:
+        """Return the form for a model, whose labels may be noisy."""
+        return cls(reveal, plan.with_head(reveal, label_epsilon), plan.output_shape[-1])
 
     def size_bytes(self, images: int) -> int:
         """Bytes of one party's share of the answers."""

@@ -24,7 +24,7 @@ from fedsec.serving import parts
 from fedsec.serving.answers import AnswerForm, Values
 from fedsec.serving.asking import Ask, ask_each, connect_all
 from fedsec.serving.limits import most_images
-from fedsec.serving.messages import ID_BYTES, Answer, Describe, Description, Mode, Query
+from fedsec.serving.messages import ID_BYTES, Answer, Describe, Description, LabelNoise, Mode, Query
 from fedsec.serving.weights import plan_from_wire
 from fedsec.transport import ClusterFile, Deadline, Endpoint, Identity, Meter, SocketChannel
 
@@ -57,11 +57,15 @@ class _Service:
 
     @cached_property
     def most_images(self) -> int:
-        return most_images(self.plan, self.told.reveals)
+        return most_images(self.plan, self.told.reveals, self.label_epsilon)
 
     @cached_property
     def forms(self) -> dict[Reveal, AnswerForm]:
-        return {reveal: AnswerForm.of(self.plan, reveal) for reveal in self.told.reveals}
+        return {reveal: AnswerForm.of(self.plan, reveal, self.label_epsilon) for reveal in self.told.reveals}
+
+    @property
+    def label_epsilon(self) -> float | None:
+        return None if self.told.noise is None else self.told.noise.epsilon
 
     def close(self) -> None:
         for channel in self.channels:
@@ -133,6 +137,11 @@ class Client:
         """How the parties compute."""
         return self._served.told.mode
 
+    @property
+    def noise(self) -> LabelNoise | None:
+        """How noisy labels are, and what may be spent on them; None if they are told as they are."""
+        return self._served.told.noise
+
     def predict(
         self, images: npt.ArrayLike, reveal: Reveal = "logits", *, timeout_s: float = ANSWER_S
     ) -> Values:
@@ -146,7 +155,7 @@ class Client:
                 of 1 may be left out.
             reveal: ``"logits"``; ``"probabilities"``; ``"label"``, the most likely class alone; or
                 ``"top3"``, the three most likely ones in order. The parties compute exactly this, and open
-                nothing else.
+                nothing else. Where there is ``noise`` a label is by chance another one, anew each time.
             timeout_s: longest wait for one answer of up to 128 images.
 
         Returns:
@@ -156,7 +165,8 @@ class Client:
         Raises:
             InputError: shape, dtype or values do not fit; nothing was sent.
             UsageError: the owner does not offer ``reveal``; nothing was sent.
-            ServiceEndedError: the service has answered its number or was stopped.
+            ServiceEndedError: the service has answered its number, has spent all its epsilon, or was stopped.
+            TrustError: this certificate has asked for as much as it may.
             PeerLostError, DeadlineError: a party was lost; the text names it. The next call connects again.
             ProtocolError: the answer is none, or another model is served by now.
         """
@@ -186,9 +196,12 @@ class Client:
         old.close()
         deadline = Deadline.after(self._timeout_s)
         new = _open(self._parties, self._identity, deadline, self.meter)
-        if (new.told.model, new.told.digest) != (old.told.model, old.told.digest):
+        terms = ((told.model, told.digest, told.noise) for told in (new.told, old.told))
+        if len(set(terms)) > 1:
             new.close()
-            raise ProtocolError("another model is served now: connect anew if you want to ask it")
+            raise ProtocolError(
+                "another model is served now, or with other noise: connect anew if you want to ask it"
+            )
         self._served, self._stale = new, False
 
     def _ask(self, words: RingArray, form: AnswerForm, timeout_s: float) -> Values:

@@ -16,8 +16,7 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Container, Iterator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -25,7 +24,9 @@ import msgspec
 from fedsec.durable import open_database, transaction
 from fedsec.errors import StateError, UsageError
 from fedsec.serving.agreement import RequestKey, key_of
+from fedsec.serving.book import ServiceBook
 from fedsec.serving.messages import Entry, QueryRecord
+from fedsec.serving.spending import MILLION, Price
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS service (
@@ -34,15 +35,16 @@ CREATE TABLE IF NOT EXISTS service (
 CREATE TABLE IF NOT EXISTS charge (
     number INTEGER PRIMARY KEY, at REAL NOT NULL, name TEXT NOT NULL, model BLOB NOT NULL,
     fingerprint BLOB NOT NULL, request BLOB NOT NULL, service BLOB NOT NULL, images INTEGER NOT NULL,
-    reveal TEXT NOT NULL, void INTEGER NOT NULL DEFAULT 0, UNIQUE (model, fingerprint, request)
+    reveal TEXT NOT NULL, void INTEGER NOT NULL DEFAULT 0, epsilon INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (model, fingerprint, request)
 );
 """
-_CHARGE = "INSERT INTO charge VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, 0)"
-_VERSION = 2
+_CHARGE = "INSERT INTO charge VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)"
+_VERSION = 3
+_WITHOUT_EPSILON = 2
+"""The version before answers could be noisy: its charges spent no epsilon that anyone counted."""
 _LOG_PAGES = 256
 """SQLite starts over in its write-ahead log after so many pages of 4 kB: some 80 charges."""
-_MOST_UNUSED = 4096
-"""Requests that wait at a party, and those that were refused, are remembered as not charged up to so many."""
 
 
 class Ledger:
@@ -71,8 +73,10 @@ class Ledger:
             self._db.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             sound = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if sound == "ok" and version in {0, _VERSION}:
+            if sound == "ok" and version in {0, _WITHOUT_EPSILON, _VERSION}:
                 self._db.executescript(_SCHEMA)
+                if version == _WITHOUT_EPSILON:
+                    self._db.execute("ALTER TABLE charge ADD COLUMN epsilon INTEGER NOT NULL DEFAULT 0")
                 self._db.execute(f"PRAGMA user_version={_VERSION}")
                 self._stretch_log()
                 return
@@ -110,6 +114,7 @@ class Ledger:
         num_requests: int | None,
         quota: int | None,
         answered: int = 0,
+        price: Price | None = None,
     ) -> ServiceBook:
         """Enter a new service and return its book.
 
@@ -119,6 +124,7 @@ class Ledger:
             num_requests: images that the service may answer.
             quota: images that one certificate may ask of the model.
             answered: images that earlier runs of the service have answered.
+            price: what an answer spends of the model's epsilon, and the limits; None if nothing is noisy.
 
         Raises:
             UsageError: a service of this id ran before; its session must not come back.
@@ -129,7 +135,7 @@ class Ledger:
                 raise UsageError("a service of this id ran here before: draw a fresh id for every service")
             row = (service, model, num_requests, quota, answered)
             db.execute("INSERT INTO service VALUES (?, ?, ?, ?, ?)", row)
-        return ServiceBook(self, service, model, num_requests, quota, answered=answered)
+        return ServiceBook(self, service, model, num_requests, quota, answered=answered, price=price)
 
     def read_one(self, query: str, values: tuple[bytes, ...]) -> int | None:
         """Return the single integer that a query finds, or None."""
@@ -152,6 +158,16 @@ class Ledger:
         query = "SELECT COALESCE(SUM(images), 0) FROM charge WHERE model = ? AND fingerprint = ?"
         return self.read_one(query, (model, fingerprint)) or 0
 
+    def spent_on(self, model: bytes, fingerprint: bytes | None = None) -> int:
+        """Millionths of epsilon charged for a model over all services: to a certificate, or in all.
+
+        What was charged and not answered in the end is spent all the same.
+        """
+        query = "SELECT COALESCE(SUM(epsilon), 0) FROM charge WHERE model = ?"
+        if fingerprint is None:
+            return self.read_one(query, (model,)) or 0
+        return self.read_one(f"{query} AND fingerprint = ?", (model, fingerprint)) or 0
+
     def queries(self, before: int | None, most: int) -> list[QueryRecord]:
         """Return the newest charges, the last one first.
 
@@ -160,14 +176,16 @@ class Ledger:
             most: how many.
         """
         query = (
-            "SELECT number, at, name, fingerprint, model, images, reveal, NOT void FROM charge"
+            "SELECT number, at, name, fingerprint, model, images, reveal, NOT void, epsilon FROM charge"
             " WHERE ? IS NULL OR number < ? ORDER BY number DESC LIMIT ?"
         )
         with self._lock, self._errors("read"):
             rows = self._db.execute(query, (before, before, most)).fetchall()
         return [
-            QueryRecord(number, at, name, fingerprint, model, images, reveal, bool(answered))
-            for number, at, name, fingerprint, model, images, reveal, answered in rows
+            QueryRecord(
+                number, at, name, fingerprint, model, images, reveal, bool(answered), epsilon / MILLION
+            )
+            for number, at, name, fingerprint, model, images, reveal, answered, epsilon in rows
         ]
 
     def charge(self, book: ServiceBook, entries: Sequence[Entry]) -> None:
@@ -178,7 +196,10 @@ class Ledger:
         """
         now = time.time()
         rows = [
-            (now, book.name_of(fingerprint), book.model, fingerprint, request, book.service, images, reveal)
+            (
+                *(now, book.name_of(fingerprint), book.model, fingerprint, request, book.service),
+                *(images, reveal, book.millionths(images)),
+            )
             for fingerprint, request, images, reveal in map(msgspec.structs.astuple, entries)
         ]
         if len(rows) == 1:
@@ -218,130 +239,3 @@ class Ledger:
         """Close the file; nothing may be charged afterwards."""
         with self._lock:
             self._db.close()
-
-
-class ServiceBook:
-    """The charges of one service, as :class:`fedsec.serving.agreement.Book` asks for them.
-
-    Counts are kept in memory beside the file, which nobody else writes: a party's state belongs to one
-    process. They change only after the file has.
-
-    Args:
-        ledger: the party's.
-        service: the service's id.
-        model: the model's id.
-        num_requests: images that the service may answer; None means no limit.
-        quota: images that one certificate may ask of the model; None means no limit.
-        answered: images answered so far.
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        service: bytes,
-        model: bytes,
-        num_requests: int | None,
-        quota: int | None,
-        *,
-        answered: int = 0,
-    ) -> None:
-        self.ledger = ledger
-        self.service = service
-        self.model = model
-        self.num_requests = num_requests
-        self.quota = quota
-        self._lock = threading.Lock()
-        self._answered = answered
-        self._usage: dict[bytes, int] = {}
-        self._unused: set[RequestKey] = set()
-        self._ahead: dict[RequestKey, Entry] = {}
-        self._names: dict[bytes, str] = {}
-
-    def meet(self, fingerprint: bytes, name: str) -> None:
-        """Remember whose certificate this is, for the ledger's readers."""
-        self._names[fingerprint] = name
-
-    def name_of(self, fingerprint: bytes) -> str:
-        """Return the name in a certificate; empty if none of its holders was met."""
-        return self._names.get(fingerprint, "")
-
-    def used(self, key: RequestKey) -> bool:
-        """Whether this request was charged before, also by an earlier run of this party."""
-        with self._lock:
-            # Looked up when a request comes, and not again when the parties judge it.
-            if key in self._unused or key in self._ahead:
-                return False
-            query = "SELECT 1 FROM charge WHERE model = ? AND fingerprint = ? AND request = ?"
-            used = self.ledger.read_one(query, (self.model, *key)) is not None
-            if not used:
-                if len(self._unused) >= _MOST_UNUSED:
-                    self._unused.clear()
-                self._unused.add(key)
-            return used
-
-    def answered(self) -> int:
-        """Images answered by this service; what a crash interrupted counts as answered."""
-        return self._answered
-
-    def left(self) -> int | None:
-        """Images that the service may still answer; None means no limit."""
-        return None if self.num_requests is None else self.num_requests - self._answered
-
-    def left_for(self, fingerprint: bytes) -> int | None:
-        """Images that this certificate may still ask for; None means no limit."""
-        if self.quota is None:
-            return None
-        with self._lock:
-            if fingerprint not in self._usage:
-                ahead = sum(one.images for one in self._ahead.values() if one.fingerprint == fingerprint)
-                self._usage[fingerprint] = self.ledger.used_by(self.model, fingerprint) - ahead
-            return max(0, self.quota - self._usage[fingerprint])
-
-    @property
-    def ahead(self) -> AbstractSet[RequestKey]:
-        """What is charged ahead and not decided."""
-        return self._ahead.keys()
-
-    def charge_ahead(self, entries: Sequence[Entry]) -> None:
-        """Charge durably what is not decided yet; ``charge`` or ``take_back`` has to follow.
-
-        Until then it counts in the file, and so after a crash, but against no limit.
-        """
-        with self._lock:
-            self._write(entries)
-            self._ahead.update((key_of(entry), entry) for entry in entries)
-
-    def charge(self, entries: Sequence[Entry]) -> None:
-        """Charge a whole batch, durably: what was charged ahead is in the file already."""
-        with self._lock:
-            self._write(entries)
-            for entry in entries:
-                self._ahead.pop(key_of(entry), None)
-                self._unused.discard(key_of(entry))
-                if entry.fingerprint in self._usage:
-                    self._usage[entry.fingerprint] += entry.images
-            self._answered += sum(entry.images for entry in entries)
-
-    def _write(self, entries: Sequence[Entry]) -> None:
-        """Write those of the charges that are not in the file."""
-        missing = [entry for entry in entries if self._ahead.get(key_of(entry)) != entry]
-        # The same id may have come back for another number of images.
-        self._take_back([key_of(entry) for entry in missing if key_of(entry) in self._ahead])
-        if missing:
-            self.ledger.charge(self, missing)
-
-    def take_back(self, waiting: Container[RequestKey]) -> None:
-        """Forget what was charged ahead, but for requests that still wait."""
-        with self._lock:
-            self._take_back([key for key in self._ahead if key not in waiting])
-
-    def _take_back(self, keys: Sequence[RequestKey]) -> None:
-        if keys:
-            self.ledger.take_back(self, keys)
-            for key in keys:
-                del self._ahead[key]
-
-    def void(self, entries: Sequence[Entry]) -> None:
-        """Note that these charges were never answered by this party."""
-        with self._lock:
-            self._answered -= self.ledger.void(self, entries)

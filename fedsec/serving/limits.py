@@ -13,12 +13,14 @@ BATCH_ELEMENTS = 1 << 22
 within ``step_s`` (27 Mbit/s at 10 s). A plan's single image may exceed it and is then computed alone."""
 
 
-def most_images(plan: Plan, reveals: Sequence[Reveal] = ("logits",)) -> int:
+def most_images(
+    plan: Plan, reveals: Sequence[Reveal] = ("logits",), label_epsilon: float | None = None
+) -> int:
     """Images of one batch, and of one request.
 
     All parties and clients derive it from what is public: the plan, and what may be revealed of its answers.
     """
-    largest = max(plan.with_head(reveal).largest_array for reveal in reveals)
+    largest = max(plan.with_head(reveal, label_epsilon).largest_array for reveal in reveals)
     return max(1, min(MAX_IMAGES, BATCH_ELEMENTS // largest))
 
 

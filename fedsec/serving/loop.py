@@ -30,11 +30,11 @@ from fedsec.serving.agreement import (
     judge_alone,
     key_of,
     read_ballot,
-    refusal,
 )
-from fedsec.serving.ledger import ServiceBook
+from fedsec.serving.book import ServiceBook
 from fedsec.serving.limits import Limits
 from fedsec.serving.messages import Entry
+from fedsec.serving.refusals import refusal
 from fedsec.serving.stock import Stock
 from fedsec.serving.table import LEADER, Table
 from fedsec.serving.waiting import WaitingRoom
@@ -94,7 +94,7 @@ class ServiceLoop:
             ProtocolError: a party broke the protocol.
             StateError: the charge could not be written.
         """
-        while self._book.left() != 0:
+        while not self._book.finished():
             proposal = self._lead() if self._table.party_id == LEADER else self._follow()
             if proposal.ballot is None:
                 self._stock.prepare(proposal.prepare, proposal.reveal)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from fedsec.mpc.randomised_response import MOST_EPSILON
 from fedsec.nn import Reveal
 from fedsec.nn.sealed import Source
 
@@ -41,6 +42,9 @@ PlanBytes = Annotated[bytes, msgspec.Meta(max_length=262_144)]
 Reveals = Annotated[tuple[Reveal, ...], msgspec.Meta(min_length=1, max_length=4)]
 """What the owner of a model allows to be opened."""
 
+Budget = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+"""An epsilon that answers may spend together."""
+
 Mode = Literal["dealt", "plain"]
 """How the parties compute: with correlated randomness dealt ahead, or without."""
 
@@ -50,6 +54,19 @@ State = Literal["idle", "starting", "serving", "ended", "stopped", "failed"]
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What all messages share: immutable, named fields, unknown fields refused."""
+
+
+class LabelNoise(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Labels are answered by randomised response, and nothing else is revealed.
+
+    ``epsilon`` is what one answer spends at most; the law that follows from it and the number of classes
+    spends a little less. ``identity_epsilon`` is what one certificate may spend over the model's life,
+    ``total_epsilon`` what all may spend together. ``None`` means no limit.
+    """
+
+    epsilon: Annotated[float, msgspec.Meta(gt=0, le=MOST_EPSILON)]
+    identity_epsilon: Budget | None = None
+    total_epsilon: Budget | None = None
 
 
 class ShareModel(Message, frozen=True, tag="share_model"):
@@ -116,6 +133,7 @@ class Serve(Message, frozen=True, tag="serve"):
     answered: Count = 0
     mode: Mode = "dealt"
     reveals: Reveals = ("logits",)
+    noise: LabelNoise | None = None
 
 
 class ReadCount(Message, frozen=True, tag="read_count"):
@@ -143,7 +161,7 @@ class QueryRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     """One charged query: who, when, how much. ``name`` is empty if the party never learnt it.
 
     ``at`` is the UNIX time in seconds of the charge by this party's clock. ``answered`` is false if this
-    party has given out nothing for it.
+    party has given out nothing for it. ``epsilon`` is what was charged for it; 0 if its answer had no noise.
     """
 
     number: int
@@ -154,6 +172,7 @@ class QueryRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     images: ImageCount
     reveal: Reveal
     answered: bool
+    epsilon: float = 0.0
 
 
 class LedgerPage(Message, frozen=True, tag="ledger_page"):
@@ -177,7 +196,8 @@ class Status(Message, frozen=True, tag="status"):
 
     ``since`` is the UNIX time in seconds at which the service began; ``waiting`` counts requests in
     line, ``prepared`` images for which correlated randomness lies ready. ``by_owner`` tells a service
-    that its owner has stopped from one that a party has left.
+    that its owner has stopped from one that a party has left. Where labels are noisy ``answer_epsilon``
+    is what one image's answer spends, ``spent_epsilon`` what was spent on the model in all.
     """
 
     state: State
@@ -188,6 +208,9 @@ class Status(Message, frozen=True, tag="status"):
     quota: int | None = None
     mode: Mode | None = None
     reveals: tuple[Reveal, ...] = ()
+    noise: LabelNoise | None = None
+    answer_epsilon: float = 0.0
+    spent_epsilon: float = 0.0
     answered: int = 0
     waiting: int = 0
     prepared: int = 0
@@ -223,6 +246,7 @@ class Description(Message, frozen=True, tag="description"):
     digest: Digest
     mode: Mode = "dealt"
     reveals: Reveals = ("logits",)
+    noise: LabelNoise | None = None
 
 
 class Query(Message, frozen=True, tag="query"):

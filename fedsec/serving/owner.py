@@ -28,6 +28,7 @@ from fedsec.serving.asking import Ask, ask_each, connect_all
 from fedsec.serving.messages import (
     ID_BYTES,
     ForgetModel,
+    LabelNoise,
     Mode,
     ModelForgotten,
     ModelHeld,
@@ -40,6 +41,7 @@ from fedsec.serving.messages import (
     StopService,
 )
 from fedsec.serving.sealed import SealedModel, sharing_of
+from fedsec.serving.spending import check_noise
 from fedsec.serving.weights import flat_weights, plan_to_wire
 from fedsec.transport import Deadline, Endpoint, Identity, Meter
 from fedsec.transport.calling import call
@@ -144,6 +146,7 @@ class Owner:
         quota: int | None = None,
         mode: Mode = "dealt",
         reveals: Sequence[Reveal] = ("logits",),
+        noise: LabelNoise | None = None,
         answered: int = 0,
         service_id: bytes | None = None,
     ) -> Status:
@@ -156,6 +159,7 @@ class Owner:
                 by default.
             mode: how the parties compute.
             reveals: what users may ask for; each is rehearsed before users can ask.
+            noise: how noisy labels are, and what may be spent on them; then nothing but them is revealed.
             answered: images of ``num_requests`` that earlier runs of this service have answered.
             service_id: 16 bytes that were never used before; a fresh id by default.
 
@@ -171,6 +175,7 @@ class Owner:
                 raise UsageError(f"{name}: expected at least 1 image or None for no limit, got {limit}")
         _check_known("mode", [mode], get_args(Mode))
         _check_known("reveal", reveals, REVEALS)
+        check_noise(noise, reveals)
         for channel, status in zip(self._channels, self.statuses(), strict=True):
             if model not in status.models:
                 raise UsageError(
@@ -187,6 +192,7 @@ class Owner:
             mode=mode,
             # In one order and once each, so that all that differs in two services' terms is meant to.
             reveals=tuple(reveal for reveal in REVEALS if reveal in reveals),
+            noise=noise,
         )
         replies = ask_each(self._channels, [Ask(message)] * 3, Status, Deadline.after(_START_S))
         return replies[0][0]

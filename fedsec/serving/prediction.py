@@ -42,6 +42,7 @@ from fedsec.serving.messages import (
 from fedsec.serving.neighbours import Neighbours
 from fedsec.serving.running import RunningService, Terms
 from fedsec.serving.shelf import HeldModel, Shelf
+from fedsec.serving.spending import Price, check_noise
 from fedsec.serving.weights import join_weights, plan_from_wire, weight_elements
 from fedsec.transport import Deadline, Endpoint, Identity, Meter, Role
 from fedsec.transport.service import Call, Reply, Route
@@ -176,7 +177,10 @@ class PredictionService:
             message.mode,
             message.reveals,
             self._parties,
+            message.noise,
         )
+        check_noise(message.noise, message.reveals)
+        price = None if message.noise is None else Price.of(message.noise, held.plan)
         with self._lock:
             if self._service is not None and not self._service.over:
                 raise UsageError("a service is running here: stop it first, one is served at a time")
@@ -186,6 +190,7 @@ class PredictionService:
                 num_requests=message.num_requests,
                 quota=message.quota,
                 answered=message.answered,
+                price=price,
             )
             service = self._service = RunningService(
                 self.party_id,
@@ -258,6 +263,7 @@ class PredictionService:
                 digest=service.held.digest,
                 mode=service.terms.mode,
                 reveals=service.terms.reveals,
+                noise=service.terms.noise,
             )
         )
 

@@ -9,10 +9,11 @@ from fedsec.errors import DeadlineError, PeerLostError, ServiceEndedError, Trust
 from fedsec.nn import Plan, Reveal
 from fedsec.ring import Ring
 from fedsec.serving import parts
-from fedsec.serving.agreement import RequestKey, Verdict, judge_alone, refusal
-from fedsec.serving.ledger import ServiceBook
+from fedsec.serving.agreement import RequestKey, Verdict, judge_alone
+from fedsec.serving.book import ServiceBook
 from fedsec.serving.limits import Limits
 from fedsec.serving.messages import Answer, Query
+from fedsec.serving.refusals import refusal
 from fedsec.serving.waiting import Ticket, WaitingRoom
 from fedsec.transport.hosting import Guest, Guests
 from fedsec.transport.identity import Role

@@ -23,11 +23,11 @@ from fedsec.nn import Reveal
 from fedsec.nn.engine import Engine, make_engine
 from fedsec.nn.sealed import rescale
 from fedsec.ring import Ring
+from fedsec.serving.book import ServiceBook
 from fedsec.serving.consistency import compare_weights
-from fedsec.serving.ledger import ServiceBook
 from fedsec.serving.limits import Limits, most_images
 from fedsec.serving.loop import ServiceLoop
-from fedsec.serving.messages import Mode, State, Status
+from fedsec.serving.messages import LabelNoise, Mode, State, Status
 from fedsec.serving.queries import Queries
 from fedsec.serving.shelf import HeldModel
 from fedsec.serving.stock import Stock
@@ -53,6 +53,12 @@ class Terms:
     mode: Mode
     reveals: tuple[Reveal, ...]
     parties: tuple[Endpoint, ...]
+    noise: LabelNoise | None = None
+
+    @property
+    def label_epsilon(self) -> float | None:
+        """What a noisy label may spend; None if labels are told as they are."""
+        return None if self.noise is None else self.noise.epsilon
 
     @property
     def left(self) -> int | None:
@@ -64,7 +70,7 @@ class Terms:
         parties = [(party.name, party.public_key) for party in self.parties]
         ids = (self.service, self.model, self.plan_digest, self.sharing)
         limits = (self.num_requests, self.quota, self.answered)
-        told = ("fedsec serving terms v2", *ids, *limits, self.mode, self.reveals, parties)
+        told = ("fedsec serving terms v3", *ids, *limits, self.mode, self.reveals, self.noise, parties)
         return hashlib.sha256(msgspec.msgpack.encode(told)).digest()
 
 
@@ -110,8 +116,9 @@ class RunningService:
             max_images_per_user=limits.waiting_images_per_user,
             longest_s=limits.part_s + limits.answer_s,
         )
-        self.heads = {reveal: held.plan.with_head(reveal) for reveal in terms.reveals}
-        self.batch_images = min(limits.batch_images, most_images(held.plan, terms.reveals))
+        epsilon = terms.label_epsilon
+        self.heads = {reveal: held.plan.with_head(reveal, epsilon) for reveal in terms.reveals}
+        self.batch_images = min(limits.batch_images, most_images(held.plan, terms.reveals, epsilon))
         limits = replace(limits, batch_images=self.batch_images)
         self.queries = Queries(
             party_id, terms.service, held.plan, heads=self.heads, book=book, room=self.room, limits=limits
@@ -170,6 +177,9 @@ class RunningService:
             quota=self.terms.quota,
             mode=self.terms.mode,
             reveals=self.terms.reveals,
+            noise=self.terms.noise,
+            answer_epsilon=self.book.answer_epsilon,
+            spent_epsilon=self.book.spent_epsilon(),
             answered=self.book.answered(),
             waiting=self.room.occupied,
             prepared=self._prepared(),
@@ -259,7 +269,7 @@ class RunningService:
         )
         names = {party.previous_id: previous.peer.name, party.following_id: following.peer.name}
         compare_weights(party, self.held.weights, names)
-        engine = make_engine(self.terms.mode, party, plan, self._weights(party))
+        engine = make_engine(self.terms.mode, party, plan, self._weights(party), self.terms.label_epsilon)
         self._rehearse(party, engine)
         self._engine = engine
         loop = ServiceLoop(

@@ -22,9 +22,10 @@ from fedsec.serving.agreement import (
     judge,
     key_of,
     read_ballot,
-    refusal,
 )
 from fedsec.serving.messages import MAX_IMAGES, Entry
+from fedsec.serving.refusals import refusal
+from fedsec.serving.spending import Account
 
 ALICE, BOB = b"a" * 32, b"b" * 32
 
@@ -46,6 +47,9 @@ class FakeBook:
 
     def left(self) -> int | None:
         return None if self.num_requests is None else self.num_requests - sum(self.charged.values())
+
+    def short_of_epsilon(self, fingerprint: bytes | None, images: int) -> Account | None:
+        return None
 
     def left_for(self, fingerprint: bytes) -> int | None:
         mine = sum(n for key, n in self.charged.items() if key.fingerprint == fingerprint)

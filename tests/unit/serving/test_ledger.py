@@ -12,7 +12,8 @@ import pytest
 
 from fedsec.errors import StateError, UsageError
 from fedsec.serving.agreement import RequestKey
-from fedsec.serving.ledger import Ledger, ServiceBook
+from fedsec.serving.book import ServiceBook
+from fedsec.serving.ledger import Ledger
 from fedsec.serving.messages import Entry
 
 MODEL, SERVICE, USER = b"m" * 16, b"s" * 16, b"u" * 32

@@ -513,7 +513,7 @@ def test_an_image_that_exceeds_a_batch_is_computed_alone(model: Model) -> None:
     class Large:
         largest_array = 1 << 24
 
-        def with_head(self, _reveal: str) -> Large:
+        def with_head(self, _reveal: str, _epsilon: float | None = None) -> Large:
             return self
 
     assert limits_module.most_images(Large()) == 1  # type: ignore[arg-type]
