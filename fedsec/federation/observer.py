@@ -88,17 +88,21 @@ class SimulationObserver:
         )
 
 
-def plain_mean(updates: Collection[ObservedUpdate]) -> list[Floats]:
-    """Return the weighted mean of plain updates, formed in float64.
+def plain_mean(updates: Collection[ObservedUpdate], *, equal: bool = False) -> list[Floats]:
+    """Return the mean of plain updates, formed in float64.
+
+    Args:
+        updates: One for each hospital.
+        equal: Whether all weigh the same; otherwise each weighs what its number of examples is.
 
     Raises:
         UsageError: When there are none.
     """
     if not updates:
         raise UsageError("expected the updates of at least one hospital to average, got none")
-    total = sum(one.num_examples for one in updates)
+    sizes = [1 if equal else one.num_examples for one in updates]
     columns = zip(*(one.update for one in updates), strict=True)
-    weights = [one.num_examples / total for one in updates]
+    weights = [one / sum(sizes) for one in sizes]
     return [
         np.sum([w * array for w, array in zip(weights, column, strict=True)], axis=0) for column in columns
     ]

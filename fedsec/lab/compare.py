@@ -112,13 +112,18 @@ def run_comparison(
         reporter: Hears how far it is; nobody by default.
 
     Raises:
-        UsageError: Nobody opens the scenario's averages, so there is nothing to compare.
+        UsageError: Nobody opens the scenario's averages, or they have noise: there is nothing to compare.
         FedsecError: As ``run_scenario`` raises. No process is left behind.
     """
     if scenario.aggregation.reveal_to != "server":
         raise UsageError(
             f"aggregation.reveal_to = '{scenario.aggregation.reveal_to}': the average that would be compared"
             " is never opened to the server; take 'server'"
+        )
+    if scenario.hospital_level:
+        raise UsageError(
+            "privacy.level = 'hospital': the noise of the aggregators is in every opened average, so none of"
+            " them is the plain mean; compare with privacy.target_epsilon=0, or run both for their accuracy"
         )
     started, reporter = time.monotonic(), reporter or Reporter()
     folder = RunFolder.create(Path(runs), f"compare-{scenario.name}")

@@ -33,6 +33,7 @@ from fedsec.lab.experiment import log_to
 from fedsec.lab.handover import Handover
 from fedsec.lab.memory import peak_memory
 from fedsec.lab.participants import central_app, hospital_app, secured, strategy_of
+from fedsec.lab.plan import round_plan
 from fedsec.lab.result import RoundReport
 from fedsec.lab.rounds import Rounds
 from fedsec.lab.rundir import RunFolder
@@ -142,7 +143,8 @@ def _plain(scenario: Scenario, folder: RunFolder, handover: Handover) -> Iterato
 @contextmanager
 def _secure(scenario: Scenario, folder: RunFolder, handover: Handover) -> Iterator[_Set]:
     observer, mod = SimulationObserver(), SecureAggregationMod()
-    rounds = Rounds(numbered("hospital", scenario.hospitals.count), handover.add_round, observer)
+    names = numbered("hospital", scenario.hospitals.count)
+    rounds = Rounds(names, handover.add_round, round_plan(scenario), observer)
     identity = folder.path / "keys" / f"{SERVER}.pem"
     strategy = secured(scenario, folder.cluster, identity, on_round=rounds.secured)
     try:

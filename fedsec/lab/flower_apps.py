@@ -26,7 +26,8 @@ from fedsec.federation.grid import DropEachRound, PromptGrid
 from fedsec.federation.mod import secure_aggregation
 from fedsec.lab.experiment import log_to
 from fedsec.lab.handover import RUN_NODE_KEY, RUN_VARIABLE, Handover
-from fedsec.lab.participants import central_app, hospital_app, is_sealed, secured
+from fedsec.lab.participants import central_app, hospital_app, secured
+from fedsec.lab.plan import round_plan
 from fedsec.lab.rounds import Rounds
 from fedsec.lab.rundir import RunFolder
 from fedsec.lab.sealed import digest_of_run
@@ -135,8 +136,7 @@ def _run_rounds(folder: RunFolder, grid: Grid, context: Context) -> None:
     names = numbered("hospital", scenario.hospitals.count)
     _wait_for_hospitals(grid, len(names))
     handover = Handover(folder.path)
-    sealed = is_sealed(scenario)
-    rounds = Rounds(names, handover.add_round, sealed=sealed)
+    rounds = Rounds(names, handover.add_round, round_plan(scenario))
     strategy = secured(
         scenario,
         folder.cluster,

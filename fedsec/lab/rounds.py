@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from fedsec.errors import RoundAbortedError
 from fedsec.federation.observer import SimulationObserver, largest_difference, plain_mean
+from fedsec.federation.plan import RoundPlan
 from fedsec.federation.strategy import SecureRound
 from fedsec.lab.result import RoundReport
 
@@ -17,21 +18,22 @@ class Rounds:
     Args:
         names: The hospitals' names in the order of their numbers.
         report: Called with each round's report.
+        plan: The public constants of the rounds. When the model stays in shares the hospitals evaluate it.
         observer: Knows the plain updates, where all hospitals share this process; None elsewhere.
-        sealed: Whether the hospitals evaluate, because the server has no model.
     """
 
     def __init__(
         self,
         names: Sequence[str],
         report: Callable[[RoundReport], None],
+        plan: RoundPlan,
         observer: SimulationObserver | None = None,
-        *,
-        sealed: bool = False,
     ) -> None:
         self._names = names
-        self._observer = observer
-        self._sealed = sealed
+        # An average with noise is not that of the plain updates: there is nothing to compare.
+        self._observer = observer if plan.privacy is None else None
+        self._sealed = plan.reveal_to != "server"
+        self._equal = plan.weights == "equal"
         self._report = report
         self._last: RoundReport | None = None
         self._averages = 0
@@ -92,4 +94,4 @@ class Rounds:
             return None
         included = set(secure.result.included)
         updates = [update for hospital, update in seen.items() if self._names[hospital] in included]
-        return largest_difference(secure.result.arrays, plain_mean(updates))
+        return largest_difference(secure.result.arrays, plain_mean(updates, equal=self._equal))

@@ -16,6 +16,7 @@ from fedsec.federation.grid import DropEachRound, InProcessGrid, node_configs, r
 from fedsec.federation.mod import SecureAggregationMod
 from fedsec.federation.observer import SimulationObserver
 from fedsec.lab.participants import central_app, hospital_app, is_sealed, secured
+from fedsec.lab.plan import round_plan
 from fedsec.lab.progress import Reporter
 from fedsec.lab.result import RoundReport
 from fedsec.lab.rounds import Rounds
@@ -85,9 +86,7 @@ def train(
     """
     secure, observer = SecureAggregationMod(), SimulationObserver()
     sealed = is_sealed(scenario)
-    # An average with noise is not that of the plain updates: there is nothing to compare.
-    compared = None if scenario.hospital_level else observer
-    rounds = Rounds(list(sites.trust), on_round, compared, sealed=sealed)
+    rounds = Rounds(list(sites.trust), on_round, round_plan(scenario), observer)
     strategy = secured(scenario, sites.cluster, sites.server, rounds.secured, serves)
     if sealed:
         reporter.say(

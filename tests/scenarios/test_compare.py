@@ -105,10 +105,21 @@ def test_a_difference_above_the_bound_is_said_loudly() -> None:
     assert "NOT every opened average" in text.getvalue()
 
 
-def test_an_average_that_nobody_opens_cannot_be_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["aggregation.reveal_to=hospitals"], "never opened to the server"),
+        (["privacy.level=hospital", "privacy.target_epsilon=8"], "noise of the aggregators"),
+    ],
+)
+def test_an_average_that_nobody_opens_or_that_has_noise_cannot_be_compared(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    text: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["compare", "--json", "--set", "aggregation.reveal_to=hospitals"]) == 2
-    assert "never opened to the server" in capsys.readouterr().err
+    assert main(["compare", "--json", *(option for one in overrides for option in ("--set", one))]) == 2
+    assert text in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

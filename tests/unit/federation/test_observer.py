@@ -45,6 +45,8 @@ def test_it_sees_updates_and_weights_and_forgets_them() -> None:
     assert seen[2].metrics == {"loss": 1.0}
     expected = np.average([NEW[0] - before, NEW[2] - before], axis=0, weights=[3, 7])
     np.testing.assert_allclose(plain_mean(seen.values())[0], expected, rtol=1e-15)
+    alike = np.average([NEW[0] - before, NEW[2] - before], axis=0)
+    np.testing.assert_allclose(plain_mean(seen.values(), equal=True)[0], alike, rtol=1e-15)
     assert observer.take() == {}
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
+from fedsec.aggregation.collector import RoundResult
 from fedsec.aggregation.planner import plan_encoding
 from fedsec.errors import RoundAbortedError
-from fedsec.federation.observer import SimulationObserver
+from fedsec.federation.observer import ObservedUpdate, SimulationObserver
 from fedsec.federation.strategy import SecureRound
 from fedsec.lab.participants import examples_of, strategy_of
 from fedsec.lab.plan import round_plan
@@ -71,7 +72,8 @@ def test_strategies_are_flowers_own_and_ask_hospitals_for_no_evaluation() -> Non
 
 def test_a_training_without_any_average_is_an_error_that_says_what_hospitals_answered() -> None:
     reports: list[RoundReport] = []
-    rounds = Rounds(["hospital-00", "hospital-01"], reports.append, SimulationObserver())
+    plan = round_plan(Scenario())
+    rounds = Rounds(["hospital-00", "hospital-01"], reports.append, plan, SimulationObserver())
     secure = SecureRound(
         server_round=1,
         phase="train",
@@ -90,3 +92,46 @@ def test_a_training_without_any_average_is_an_error_that_says_what_hospitals_ans
     ]
     with pytest.raises(RoundAbortedError, match=r"none of 1 rounds.*'trust': 2"):
         rounds.check()
+
+
+class SawTwo(SimulationObserver):
+    """Saw an update of 1 with 300 examples, and one of 5 with 100."""
+
+    def take(self) -> dict[int, ObservedUpdate]:
+        return {
+            number: ObservedUpdate(number, (np.full(2, value),), examples, {}, 0.0)
+            for number, (value, examples) in enumerate([(1.0, 300), (5.0, 100)])
+        }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "opened", "difference"),
+    [
+        ([], 2.0, 0.0),
+        ([], 3.0, 1.0),
+        # Under differential privacy numbers of examples are no weights, and noise of aggregators is no error.
+        (["privacy.target_epsilon=8"], 3.0, 0.0),
+        (["privacy.target_epsilon=8"], 2.0, 1.0),
+        (["privacy.target_epsilon=8", "privacy.level=hospital"], 3.0, None),
+    ],
+)
+def test_an_average_is_compared_with_the_mean_that_it_should_be(
+    overrides: Sequence[str], opened: float, difference: float | None
+) -> None:
+    reports: list[RoundReport] = []
+    plan = round_plan(Scenario().override(*overrides))
+    rounds = Rounds(["hospital-00", "hospital-01"], reports.append, plan, SawTwo())
+    result = RoundResult(
+        arrays=(np.full(2, opened),),
+        total_weight=2,
+        metrics={},
+        included=("hospital-00", "hospital-01"),
+        excluded={},
+        error_bound=1e-9,
+        words=np.empty(0, np.uint32),
+    )
+
+    rounds.secured(SecureRound(server_round=1, phase="train", result=result))
+    rounds.evaluated(1, 2.3, 0.1)
+
+    assert [report.difference for report in reports] == [difference]
