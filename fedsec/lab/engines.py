@@ -128,7 +128,9 @@ def _follow(
 
 def _round_seconds(scenario: Scenario) -> float:
     plan = round_plan(scenario)
-    return plan.upload_seconds + 2 * plan.collect_seconds + _SLACK_S
+    # A model that stays in shares is evaluated by the hospitals, in an exchange of its own.
+    exchanges = 1 if plan.reveal_to == "server" else 2
+    return exchanges * (plan.upload_seconds + 2 * plan.collect_seconds) + _SLACK_S
 
 
 def _nodes(experiment: Experiment) -> dict[str, dict[str, str | int]]:

@@ -13,7 +13,7 @@ import pytest
 from fedsec.cli.main import main
 from fedsec.errors import DeadlineError, FedsecError, PeerLostError, RoundAbortedError
 from fedsec.lab import engines
-from fedsec.lab.engines import ENGINES, MOST_SUPERNODES, _follow, _traffic
+from fedsec.lab.engines import ENGINES, MOST_SUPERNODES, _follow, _round_seconds, _traffic
 from fedsec.lab.handover import Handover
 from fedsec.lab.progress import Reporter
 from fedsec.lab.result import RoundReport
@@ -108,6 +108,14 @@ def test_the_end_is_handed_over_with_its_error(tmp_path: Path) -> None:
             handover.check()
     handover.end({})
     handover.check()
+
+
+@pytest.mark.parametrize(("reveal_to", "exchanges"), [("server", 1), ("hospitals", 2), ("nobody", 2)])
+def test_a_round_that_hospitals_evaluate_has_the_time_of_two_exchanges(
+    reveal_to: str, exchanges: int
+) -> None:
+    scenario = Scenario().override(f"aggregation.reveal_to={reveal_to}", "aggregation.upload_seconds=5000")
+    assert exchanges * 5000 < _round_seconds(scenario) < exchanges * 5000 + 1000
 
 
 def test_bytes_of_processes_that_are_gone_are_what_the_parties_counted() -> None:
