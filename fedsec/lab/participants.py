@@ -44,7 +44,9 @@ def strategy_of(settings: StrategySettings, fraction_evaluate: float = 0.0) -> S
     """Return Flower's strategy; unless the hospitals evaluate, the test images are the server's."""
     if settings.name == "fedavgm":
         return FedAvgM(
-            fraction_evaluate=fraction_evaluate, server_learning_rate=settings.server_learning_rate
+            fraction_evaluate=fraction_evaluate,
+            server_learning_rate=settings.server_learning_rate,
+            server_momentum=settings.server_momentum,
         )
     if settings.name == "fedadam":
         return FedAdam(fraction_evaluate=fraction_evaluate, eta=settings.server_learning_rate)
@@ -127,6 +129,7 @@ def central_app(
             learning_rate=settings.learning_rate,
             batch_size=settings.batch_size,
             local_epochs=settings.local_epochs,
+            optimizer=settings.optimizer,
             seed=scenario.seed,
         ),
         on_round=on_round,

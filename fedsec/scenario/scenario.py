@@ -82,8 +82,12 @@ class TrainingSettings:
     batch_size: Positive = 32
     """Images in one step of gradient descent."""
 
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Of a hospital, whose state starts anew in every round. ``sgd`` has none: with one step a round all
+    hospitals together take the steps of central training."""
+
     learning_rate: PositiveFloat = 5e-3
-    """Of Adam, whose state starts anew in every round."""
+    """Of the hospital's optimizer."""
 
     examples: Annotated[int, msgspec.Meta(ge=2, le=60_000)] = 60_000
     """Training images shared out over all hospitals: the first so many of MNIST."""
@@ -101,6 +105,9 @@ class StrategySettings:
 
     server_learning_rate: PositiveFloat = 1.0
     """Step along the averaged update; ``fedavg`` always takes the whole step."""
+
+    server_momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    """Of ``fedavgm``: how much of a round's step the next one takes once more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

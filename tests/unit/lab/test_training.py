@@ -70,6 +70,13 @@ def test_strategies_are_flowers_own_and_ask_hospitals_for_no_evaluation() -> Non
         assert strategy.fraction_evaluate == 0.0
 
 
+def test_the_momentum_of_a_scenario_is_its_strategys() -> None:
+    settings = Scenario().override("strategy.name=fedavgm", "strategy.server_momentum=0.75").strategy
+    strategy = strategy_of(settings)
+    assert isinstance(strategy, FedAvgM)
+    assert (strategy.server_momentum, strategy.server_learning_rate) == (0.75, 1.0)
+
+
 def test_a_training_without_any_average_is_an_error_that_says_what_hospitals_answered() -> None:
     reports: list[RoundReport] = []
     plan = round_plan(Scenario())
