@@ -30,9 +30,10 @@ OTHERS = [
         "how-to/secure-your-flower-app.md",
         "how-to/run-a-scenario.md",
         "how-to/train-with-privacy.md",
+        "how-to/protect-whole-hospitals.md",
     )
 ]
-SLOW = {"run-a-scenario.md", "train-with-privacy.md"}
+SLOW = {"run-a-scenario.md", "train-with-privacy.md", "protect-whole-hospitals.md"}
 """Whole trainings, of what other tests show at a smaller size."""
 
 DRIVER = """

@@ -27,7 +27,7 @@ def test_a_run_keeps_to_its_target_and_says_what_it_costs(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     result = fedsec.run_scenario(
         scenario(
-            "training.rounds=2", "training.examples=90", "training.test_examples=50",
+            "training.rounds=2", "training.examples=90", "training.model=mlp", "training.test_examples=50",
             "hospitals.count=3", "hospitals.dropped_each_round=1", "aggregation.minimum_cohort=2",
             "privacy.colluding_aggregators=1",
         ),
