@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 WAIT_S = 5.0
 """Longest wait for another process that writes."""
+_MAKING = threading.Lock()
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -25,12 +27,7 @@ def open_database(path: Path) -> sqlite3.Connection:
     Raises:
         OSError, sqlite3.Error: The file cannot be used.
     """
-    # Made by us first: SQLite would create it readable for others under a loose umask.
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        os.fchmod(descriptor, 0o600)
-    finally:
-        os.close(descriptor)
+    _make_private(path)
     database = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
     try:
         for pragma in ("journal_mode=WAL", "synchronous=FULL"):
@@ -39,6 +36,20 @@ def open_database(path: Path) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def _make_private(path: Path) -> None:
+    """Make a file that only its owner may read: SQLite would make it readable for others under a loose umask.
+
+    Whoever closes a descriptor of a database drops all locks that its process has on the file, those of other
+    connections too (https://sqlite.org/howtocorrupt.html, section 2.2). So it is opened here only while it is
+    missing, and nobody connects to it meanwhile.
+    """
+    with _MAKING:
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:
+            path.chmod(0o600)
 
 
 @contextlib.contextmanager

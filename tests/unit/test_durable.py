@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -38,6 +40,23 @@ def test_a_commit_is_on_the_disk(tmp_path: Path) -> None:
     with closing(open_database(tmp_path / "one.sqlite")) as database:
         assert database.execute("PRAGMA synchronous").fetchone() == (2,)
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+LEAVE_THE_LOG = """
+import sqlite3, sys
+print(sqlite3.connect(sys.argv[1], timeout=0).execute("PRAGMA journal_mode=DELETE").fetchone()[0])
+"""
+
+
+def test_opening_a_database_again_leaves_its_locks(tmp_path: Path) -> None:
+    """A process that takes the file for unused would remove the log that others write to."""
+    path = tmp_path / "one.sqlite"
+    with closing(open_database(path)) as database:
+        database.execute("CREATE TABLE numbers (one INTEGER)")
+        open_database(path).close()
+        command = [sys.executable, "-c", LEAVE_THE_LOG, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "database is locked" in done.stderr, done.stdout
 
 
 def insert(database: sqlite3.Connection, *numbers: int, error: BaseException | None = None) -> None:
