@@ -86,6 +86,10 @@ def run(options: argparse.Namespace) -> int:
     else:
         for line in describe(answer, bars=sys.stdout.isatty(), logits=options.logits):
             print(line)
+        if answer.noise is not None:
+            # Beside the labels, which scripts read.
+            text = f"these labels are noisy: each is by chance another one (epsilon {answer.noise.epsilon:g})"
+            print(text, file=sys.stderr)
     return 0
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import get_args
 
 from fedsec.errors import UsageError
+from fedsec.lab.offer import Offer, noise_of, usual_reveal
 from fedsec.lab.serving import serve_at, serve_here
-from fedsec.lab.share import Offer
 from fedsec.nn import REVEALS
 from fedsec.serving.messages import Mode
+from fedsec.serving.spending import check_noise
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=REVEALS,
         help="what users may ask for, and nothing else is opened; may be repeated; logits by default",
     )
+    _configure_noise(parser)
     parser.add_argument(
         "--mode",
         choices=get_args(Mode),
@@ -59,6 +61,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _configure_noise(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of noisy labels."""
+    noise = parser.add_argument_group(
+        "noisy labels",
+        "hide the model and its training data from who asks, and nothing else; a model that was trained with"
+        " differential privacy needs none",
+    )
+    noise.add_argument(
+        "--label-epsilon",
+        type=float,
+        metavar="E",
+        help="answer labels by randomised response of this epsilon, up to 10, each image anew; reveals label"
+        " and nothing else",
+    )
+    noise.add_argument(
+        "--identity-epsilon",
+        type=float,
+        metavar="A",
+        help="what answers to one certificate may spend together; without it, no limit",
+    )
+    noise.add_argument(
+        "--total-epsilon",
+        type=float,
+        metavar="B",
+        help="what answers to all users may spend together; without it, no limit",
+    )
+
+
 def run(options: argparse.Namespace) -> int:
     """Serve until the requests are answered or a signal comes."""
     offer = _offer(options)
@@ -80,11 +110,15 @@ def _offer(options: argparse.Namespace) -> Offer:
     for name, limit in (("--num-requests", options.num_requests), ("--quota", options.quota)):
         if limit is not None and limit < 1:
             raise UsageError(f"{name}: expected at least 1 image, got {limit}")
+    noise = noise_of(options.label_epsilon, options.identity_epsilon, options.total_epsilon)
+    reveals = tuple(options.reveal or (usual_reveal(noise),))
+    check_noise(noise, reveals)
     return Offer(
         num_requests=options.num_requests,
         quota=options.quota,
-        reveals=tuple(options.reveal or ("logits",)),
+        reveals=reveals,
         mode=options.mode,
+        noise=noise,
     )
 
 

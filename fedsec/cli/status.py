@@ -14,7 +14,7 @@ from fedsec.cli.output import print_json
 from fedsec.errors import UsageError
 from fedsec.lab.report import size
 from fedsec.lab.status import PartyHealth, ServiceHealth, run_owner, service_health
-from fedsec.serving.messages import MAX_LISTED
+from fedsec.serving.messages import MAX_LISTED, LabelNoise, Status
 
 _NEWEST = 20
 _SHOWN = 4  # bytes of a fingerprint or id: enough to tell a handful apart
@@ -83,17 +83,28 @@ def _show(health: ServiceHealth, *, listed: bool) -> None:
 
 
 def _headlines(health: ServiceHealth) -> list[str]:
-    """Say in two lines what is served and how much of it is left."""
+    """Say in two or three lines what is served and how much of it is left."""
     terms = health.terms
     if terms is None or terms.model is None:
         return [f"state: {health.state}"]
     left = "no limit" if terms.num_requests is None else f"{terms.num_requests - terms.answered} left"
     quota = "no quota" if terms.quota is None else f"quota {terms.quota} images a certificate"
     reveals = ", ".join(terms.reveals)
+    noise = [] if terms.noise is None else [_noise(terms, terms.noise)]
     return [
         f"state: {health.state}; model {_short(terms.model)}, {terms.mode} mode, reveals {reveals}",
         f"answered: {terms.answered} image(s), {left}, {quota}",
+        *noise,
     ]
+
+
+def _noise(terms: Status, noise: LabelNoise) -> str:
+    total, identity = (
+        "no limit" if limit is None else f"of {limit:g}"
+        for limit in (noise.total_epsilon, noise.identity_epsilon)
+    )
+    each, spent = terms.answer_epsilon, terms.spent_epsilon
+    return f"noisy labels: epsilon {each:g} each, {spent:g} spent in all ({total}), a certificate {identity}"
 
 
 def _parties(health: ServiceHealth) -> Table:
@@ -120,10 +131,12 @@ def _ledger(health: ServiceHealth) -> Table:
     )
     table.add_column("images", justify="right")
     table.add_column("revealed")
+    table.add_column("epsilon", justify="right")
     for query in health.queries:
         revealed = query.reveal if query.answered else "nothing: interrupted"
         images = str(query.images)
-        table.add_row(_when(query.at), query.name or "?", _short(query.fingerprint), images, revealed)
+        who = (query.name or "?", _short(query.fingerprint))
+        table.add_row(_when(query.at), *who, images, revealed, f"{query.epsilon:g}" if query.epsilon else "-")
     return table
 
 

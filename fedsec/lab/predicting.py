@@ -15,6 +15,7 @@ from fedsec.lab.images import Images
 from fedsec.lab.rundir import RunFolder
 from fedsec.nn import Reveal
 from fedsec.serving.client import Client
+from fedsec.serving.messages import LabelNoise
 
 _LOOK_S = 0.2
 
@@ -30,6 +31,7 @@ class Answers:
         seconds: From the first byte to the last answer, connecting not included.
         sent_bytes: Payload bytes this process sent, by its channels' meter.
         received_bytes: Payload bytes it received.
+        noise: How noisy the labels are; None if they are the model's own.
     """
 
     reveal: Reveal
@@ -37,6 +39,7 @@ class Answers:
     seconds: float
     sent_bytes: int
     received_bytes: int
+    noise: LabelNoise | None = None
 
     @property
     def labels(self) -> list[int]:
@@ -48,6 +51,8 @@ class Answers:
     def summary(self) -> dict[str, Any]:
         """Return everything as values that JSON can hold."""
         values: dict[str, Any] = {} if self.reveal == "label" else {self.reveal: self.values.tolist()}
+        if self.noise is not None:
+            values["label_epsilon"] = self.noise.epsilon
         return {
             "reveal": self.reveal,
             "labels": self.labels,
@@ -89,7 +94,8 @@ def predict(
         values = client.predict(images, reveal)
         seconds = time.perf_counter() - started
         rows = np.reshape(values, (len(images), -1))
-        return Answers(reveal, rows, seconds, client.meter.sent_bytes, client.meter.received_bytes)
+        meter = client.meter
+        return Answers(reveal, rows, seconds, meter.sent_bytes, meter.received_bytes, client.noise)
 
 
 def _connected(cluster: Path, identity: Path, wait_s: float) -> Client:

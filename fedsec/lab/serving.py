@@ -10,10 +10,13 @@ from fedsec.cluster.cluster import Cluster
 from fedsec.lab.experiment import local_cluster
 from fedsec.lab.images import SIDE
 from fedsec.lab.keeping import Say, keep
+from fedsec.lab.offer import Offer
 from fedsec.lab.rundir import RunFolder
-from fedsec.lab.share import Offer, SharedModel, plan_of, share
-from fedsec.nn import Reveal, save_weights
+from fedsec.lab.share import SharedModel, plan_of, share
+from fedsec.mpc.randomised_response import ResponseLaw
+from fedsec.nn import Plan, Reveal, save_weights
 from fedsec.scenario import Scenario
+from fedsec.serving.messages import LabelNoise
 
 
 def serve_here(model: Path, offer: Offer, *, runs: Path, ports: Sequence[int] | None = None, say: Say) -> int:
@@ -100,12 +103,31 @@ class _Asking:
 def _serve(
     shared: SharedModel, offer: Offer, asking: _Asking, say: Say, cluster: Cluster | None = None
 ) -> int:
-    shared.serve(offer.num_requests, quota=offer.quota, reveals=offer.reveals, mode=offer.mode)
+    shared.serve_offer(offer)
+    for line in _about_noise(offer.noise, shared.plan):
+        say(line)
     end = "until Ctrl-C" if offer.num_requests is None else f"{offer.num_requests} image(s)"
     say(f"serving {end}, revealing {' or '.join(offer.reveals)}; to ask:")
     reveal = "logits" if "logits" in offer.reveals else offer.reveals[0]
     say(f"  {asking.example(shared.plan.input_shape, reveal)}")
     return keep(shared, say, cluster)
+
+
+def _about_noise(noise: LabelNoise | None, plan: Plan) -> list[str]:
+    """Say what noisy answers cost, what may be spent, and what that does and does not protect."""
+    if noise is None:
+        return []
+    law = ResponseLaw.of(plan.output_shape[-1], noise.epsilon)
+    limits = {"a certificate": noise.identity_epsilon, "all users together": noise.total_epsilon}
+    told = [
+        f"{whose} {'without limit' if limit is None else f'{limit:g}'}" for whose, limit in limits.items()
+    ]
+    return [
+        f"labels are noisy: epsilon {law.epsilon:g} an image; {law.truth:.1%} are the model's own",
+        f"  answers add up; may spend: {', '.join(told)}",
+        "  hides the model and its training data from who asks, and nothing else",
+        "  a model trained with differential privacy needs no such noise",
+    ]
 
 
 def _folder_of_keras(model: Path, runs: Path) -> RunFolder:

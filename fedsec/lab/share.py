@@ -13,12 +13,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from fedsec.errors import PeerLostError, ServiceEndedError, UsageError
+from fedsec.lab.offer import Offer, noise_of, usual_reveal
 from fedsec.lab.rundir import RunFolder
 from fedsec.lab.sealed import load_sealed
 from fedsec.nn import Plan, Reveal, Weights, load_weights
@@ -44,23 +44,6 @@ class HasFile(Protocol):
     def identity(self, name: str) -> Path:
         """Return the identity file of that name."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
-    """What the owner of a model grants its users.
-
-    Attributes:
-        num_requests: Images to answer, after which the service ends by itself; a batch of three counts three.
-        quota: Images that one certificate may ask for, over all services of the model.
-        reveals: What users may ask for: ``logits``, ``probabilities``, ``label``, ``top3``.
-        mode: How the parties compute: ``dealt``, with randomness prepared while idle, or ``plain``.
-    """
-
-    num_requests: int | None = None
-    quota: int | None = None
-    reveals: Sequence[Reveal] = ("logits",)
-    mode: Mode = "dealt"
 
 
 class SharedModel:
@@ -109,8 +92,11 @@ class SharedModel:
         num_requests: int | None = None,
         *,
         quota: int | None = None,
-        reveals: Reveal | Sequence[Reveal] = "logits",
+        reveals: Reveal | Sequence[Reveal] | None = None,
         mode: Mode = "dealt",
+        label_epsilon: float | None = None,
+        identity_epsilon: float | None = None,
+        total_epsilon: float | None = None,
     ) -> None:
         """Begin to answer private predictions; returns as soon as users can ask.
 
@@ -119,15 +105,29 @@ class SharedModel:
                 counts three. Without it the service goes on until ``stop``.
             quota: Images that one certificate may ask for; no limit by default.
             reveals: What users may ask for: ``logits``, ``probabilities``, ``label``, ``top3``, or several.
+                Logits by default; labels if they are noisy, and then nothing else may be.
             mode: ``dealt``, with randomness prepared while the parties are idle, or ``plain``.
+            label_epsilon: Answer labels by randomised response, each of differential privacy of at most
+                this epsilon; up to 10. A model that was trained with differential privacy needs none.
+            identity_epsilon: What all answers to one certificate may spend together; no limit by default.
+            total_epsilon: What all answers may spend together; no limit by default.
 
         Raises:
-            UsageError: It is served already, a number is below 1, or a reveal or mode is none.
+            UsageError: It is served already, a number is below 1, a reveal or mode is none, or there is no
+                such noise or limit.
             UnsupportedModelError: The model has no such answer, for example no classes.
             PeerLostError: A party was lost; the text names it.
         """
-        several = (reveals,) if isinstance(reveals, str) else tuple(reveals)
-        self.offer = Offer(num_requests=num_requests, quota=quota, reveals=several, mode=mode)
+        noise = noise_of(label_epsilon, identity_epsilon, total_epsilon)
+        offered = usual_reveal(noise) if reveals is None else reveals
+        several = (offered,) if isinstance(offered, str) else tuple(offered)
+        self.serve_offer(
+            Offer(num_requests=num_requests, quota=quota, reveals=several, mode=mode, noise=noise)
+        )
+
+    def serve_offer(self, offer: Offer) -> None:
+        """Begin to answer; as ``serve``, which makes an offer of its arguments."""
+        self.offer = offer
         self._begin(answered=0)
 
     def _begin(self, answered: int) -> None:
@@ -141,6 +141,7 @@ class SharedModel:
             quota=offer.quota,
             mode=offer.mode,
             reveals=offer.reveals,
+            noise=offer.noise,
             answered=answered,
         )
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fedsec.errors import PeerLostError, ServiceEndedError
 from fedsec.lab.rundir import RunFolder
 from fedsec.serving.messages import LedgerPage, QueryRecord, ReadLedger, ReadStatus, Status
@@ -94,9 +96,16 @@ class ServiceHealth:
 
     @property
     def terms(self) -> Status | None:
-        """A status that tells what is served, from the first party that knows."""
+        """A status that tells what is served, from the first party that knows.
+
+        What was spent may differ by interrupted requests; the party that counts most refuses first.
+        """
         told = [party.status for party in self.parties if party.status is not None]
-        return next((status for status in told if status.service is not None), None)
+        known = [status for status in told if status.service is not None]
+        if not known:
+            return None
+        most = max(status.spent_epsilon for status in known if status.service == known[0].service)
+        return msgspec.structs.replace(known[0], spent_epsilon=most)
 
     @property
     def queries(self) -> tuple[QueryRecord, ...]:
@@ -131,6 +140,7 @@ class ServiceHealth:
                 "reveals": list(terms.reveals),
                 "num_requests": limit,
                 "quota": terms.quota,
+                "label_noise": _noise(terms),
                 "answered": terms.answered,
                 "left": None if limit is None else limit - terms.answered,
                 "since": terms.since,
@@ -150,6 +160,7 @@ class ServiceHealth:
                 "images": query.images,
                 "reveal": query.reveal,
                 "answered": query.answered,
+                "epsilon": query.epsilon,
             }
             for query in self.queries
         ]
@@ -193,6 +204,20 @@ def _health(party: Endpoint, identity: Identity, queries: int) -> PartyHealth:
     return PartyHealth(
         name=party.name, address=party.address, status=status, reading=reading, queries=page.queries
     )
+
+
+def _noise(terms: Status) -> dict[str, Any] | None:
+    """Return how noisy labels are and what they have spent; None if they are told as they are."""
+    noise = terms.noise
+    if noise is None:
+        return None
+    return {
+        "label_epsilon": noise.epsilon,
+        "answer_epsilon": terms.answer_epsilon,
+        "identity_epsilon": noise.identity_epsilon,
+        "total_epsilon": noise.total_epsilon,
+        "spent_epsilon": terms.spent_epsilon,
+    }
 
 
 def _hex(identifier: bytes | None) -> str | None:

@@ -42,7 +42,10 @@ PlanBytes = Annotated[bytes, msgspec.Meta(max_length=262_144)]
 Reveals = Annotated[tuple[Reveal, ...], msgspec.Meta(min_length=1, max_length=4)]
 """What the owner of a model allows to be opened."""
 
-Budget = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+MOST_BUDGET = 1e6
+"""Largest epsilon that a limit may name: no limit at all would do as well."""
+
+Budget = Annotated[float, msgspec.Meta(gt=0, le=MOST_BUDGET)]
 """An epsilon that answers may spend together."""
 
 Mode = Literal["dealt", "plain"]

@@ -44,6 +44,18 @@ def test_serve_refuses_what_does_not_go_together(capsys: pytest.CaptureFixture[s
     assert "expected a model saved as .keras or .h5" in refused(capsys, "serve", tmp_path / "model.txt")
 
 
+def test_serve_refuses_noise_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    serve = ("serve", tmp_path)
+    assert "up to 10, got 0" in refused(capsys, *serve, "--label-epsilon", 0)
+    assert "up to 10, got nan" in refused(capsys, *serve, "--label-epsilon", "nan")
+    assert "give label_epsilon too" in refused(capsys, *serve, "--total-epsilon", 3)
+    assert "identity_epsilon: expected above 0" in refused(
+        capsys, *serve, "--label-epsilon", 1, "--identity-epsilon", -1
+    )
+    told = refused(capsys, *serve, "--label-epsilon", 1, "--reveal", "logits", "--reveal", "label")
+    assert "logits cannot be revealed where labels are noisy" in told
+
+
 def test_serve_wants_one_port_a_party(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{}")
     assert "expected 3 ports" in refused(capsys, "serve", tmp_path, "--ports", 4000)

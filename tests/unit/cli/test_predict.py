@@ -9,6 +9,7 @@ from fedsec.cli import predict
 from fedsec.errors import UsageError
 from fedsec.lab.predicting import Answers
 from fedsec.nn import Reveal
+from fedsec.serving.messages import LabelNoise
 
 LOGITS = np.array([[0.25, 3.5, -1.0], [2.0, 0.0, 2.0]])
 PROBABILITIES = np.array([[0.036, 0.954, 0.01], [0.4, 0.2, 0.4]])
@@ -55,6 +56,8 @@ def test_the_summary_holds_what_was_opened_and_no_more() -> None:
         "sent_bytes": 10,
         "received_bytes": 20,
     }
+    noisy = Answers("label", np.array([[1]]), 0.5, 10, 20, LabelNoise(1.5, None, 9.0))
+    assert (noisy.summary()["labels"], noisy.summary()["label_epsilon"]) == ([1], 1.5)
     assert answers("logits", LOGITS).summary()["logits"] == LOGITS.tolist()
     assert answers("top3", [[1, 0, 2]]).summary()["top3"] == [[1, 0, 2]]
 

@@ -3,14 +3,16 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fedsec.cli import status as command
 from fedsec.cli.main import main
 from fedsec.lab.status import PartyHealth, ServiceHealth
-from fedsec.serving.messages import QueryRecord, Status
+from fedsec.serving.messages import LabelNoise, QueryRecord, Status
 from fedsec.transport import MeterReading
 
 READING = MeterReading(2_000, 3_000, 4, {"query": (1, 100, 2, 200)}, {})
@@ -62,6 +64,30 @@ def test_a_service_that_is_well(shown: Callable[..., tuple]) -> None:
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_noisy_labels_show_what_was_spent_where_most_was(shown: Callable[..., tuple]) -> None:
+    noise = {"noise": LabelNoise(1.0, 3.0, None), "answer_epsilon": 0.994, "reveals": ("label",)}
+    parties = [party(f"p{i}", spent_epsilon=spent, **noise) for i, spent in enumerate((2.982, 3.976, 2.982))]
+    query = msgspec.structs.replace(QUERY, epsilon=1.988)
+    told = ServiceHealth(tuple(replace(one, queries=(query,)) for one in parties))
+
+    _, out, _ = shown(told, "--ledger")
+
+    line = "noisy labels: epsilon 0.994 each, 3.976 spent in all (no limit), a certificate of 3"
+    assert line in out.splitlines()
+    assert "1.988" in next(line for line in out.splitlines() if "anna" in line)
+    _, out, _ = shown(told, "--json", "--ledger")
+    values = json.loads(out)
+    assert values["label_noise"] == {
+        "label_epsilon": 1.0,
+        "answer_epsilon": 0.994,
+        "identity_epsilon": 3.0,
+        "total_epsilon": None,
+        "spent_epsilon": 3.976,
+    }
+    assert values["ledger"][0]["epsilon"] == 1.988
+    assert json.loads(shown(health("serving"), "--json")[1])["label_noise"] is None
+
+
 @pytest.mark.parametrize(
     ("states", "code", "state"),
     [
@@ -106,6 +132,7 @@ def test_json_holds_counters_bytes_by_kind_and_the_ledger(shown: Callable[..., t
             "images": 3,
             "reveal": "label",
             "answered": True,
+            "epsilon": 0.0,
         }
     ]
 
