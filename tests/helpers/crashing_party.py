@@ -20,7 +20,7 @@ from typing import Any
 
 from fedsec.cli.main import main
 from fedsec.serving import ledger, loop, waiting
-from fedsec.transport import hosting, server
+from fedsec.transport import hosting, service
 
 STEPS = range(1, 8)
 
@@ -96,17 +96,18 @@ def prepare(crash: Crash) -> None:
     ledger.Ledger.__init__ = open_ledger  # type: ignore[method-assign]
     crash.around(loop.ServiceLoop, "_compute", after=4)
     crash.around(waiting.WaitingRoom, "resolve", before=5)
-    send = server.send_outcome
+    send = service.send_outcome
 
-    def send_outcome(channel: Any, tag: str, *rest: Any) -> None:
+    def send_outcome(channel: Any, tag: str, *rest: Any) -> Any:
         if tag == "query":
             crash.at(6)
-        send(channel, tag, *rest)
+        sent = send(channel, tag, *rest)
         if tag == "query":
             crash.at(7)
+        return sent
 
     # An answer leaves from a connection's own thread, or from the compute thread.
-    server.send_outcome = send_outcome
+    service.send_outcome = send_outcome
     crash.around(hosting.Guests, "answer", before=6, after=7)
 
 
