@@ -16,6 +16,7 @@ from pathlib import Path
 WAIT_S = 5.0
 """Longest wait for another process that writes."""
 _MAKING = threading.Lock()
+_FEWEST_LOG_BYTES, _MOST_LOG_BYTES = 1 << 20, 1 << 23
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -68,3 +69,25 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
         with contextlib.suppress(sqlite3.Error):
             database.execute("ROLLBACK")
         raise
+
+
+def empty_log(database: sqlite3.Connection, path: Path) -> None:
+    """Move what is in the write-ahead log into the database; zeros take its place.
+
+    The file keeps its length. A commit that makes a file longer waits for the file system's journal, and for
+    whatever else goes out before it; one that overwrites what is there waits for its own bytes.
+
+    Args:
+        database: The only connection, with no transaction begun.
+        path: Its file.
+
+    Raises:
+        sqlite3.Error: The disk does not take it.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    length = log.stat().st_size if log.exists() else 0
+    (busy, *_) = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    # Zeros are no header, so SQLite sees an empty log. Without them, on a full disk, it has one, too.
+    with contextlib.suppress(OSError), log.open("r+b") as file:
+        if not busy and not log.stat().st_size:
+            file.write(bytes(min(max(length, _FEWEST_LOG_BYTES), _MOST_LOG_BYTES)))

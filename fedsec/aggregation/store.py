@@ -17,6 +17,7 @@ from typing import Any
 from fedsec.aggregation.chain import GENESIS, MOST_MISSED, NOTHING_SEEN
 from fedsec.aggregation.messages import ChainHead, ExcludedUpload, IncludedUpload, ListEntry, Signed
 from fedsec.aggregation.signing import digest
+from fedsec.durable import empty_log, open_database, transaction
 from fedsec.errors import StateError
 
 _SCHEMA = """
@@ -100,22 +101,21 @@ class Store:
                 self.parts_root.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
                 raise StateError(f"the state folder cannot be made: {error.strerror}") from error
-            path = folder / "aggregator.sqlite"
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._path = folder / "aggregator.sqlite"
+            self._db = open_database(self._path)
             try:
-                self._prepare(path)
+                self._prepare()
             except BaseException:
                 self._db.close()
                 raise
 
-    def _prepare(self, path: Path) -> None:
-        path.chmod(0o600)
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=5000"):
-            self._db.execute(f"PRAGMA {pragma}")
+    def _prepare(self) -> None:
+        self._db.execute("PRAGMA secure_delete=ON")
         (verdict,) = self._db.execute("PRAGMA quick_check").fetchone()
         if verdict != "ok":
             raise StateError("the aggregator's database is damaged; restore nothing older: enrol it anew")
         self._db.executescript(_SCHEMA)
+        empty_log(self._db, self._path)
 
     def close(self) -> None:
         """Close the database."""
@@ -128,15 +128,8 @@ class Store:
         Raises:
             StateError: The disk does not take it.
         """
-        with _sqlite_errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    self._db.execute("ROLLBACK")
-                raise
+        with _sqlite_errors(), transaction(self._db):
+            yield
 
     # Rounds.
 
@@ -303,7 +296,8 @@ class Store:
                 self._write(query, _fingerprint(statement), key, aggregator)
             self._write("UPDATE uploads SET checksum=NULL WHERE round=?", key)
             self.erase_seeds(key)
-        self._read("PRAGMA wal_checkpoint(TRUNCATE)")
+        with _sqlite_errors():
+            empty_log(self._db, self._path)
 
     def forget_final(self) -> None:
         """Do what :meth:`forget` does for every final round, after a crash in between."""
@@ -346,7 +340,7 @@ def _round_row(row: tuple[Any, ...]) -> RoundRow:
 def _sqlite_errors() -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         kind = type(error).__name__
         raise StateError(
             f"the aggregator's database cannot be read or written ({kind}); nothing was said"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsec.durable import open_database, transaction
+from fedsec.durable import empty_log, open_database, transaction
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_opening_a_database_again_leaves_its_locks(tmp_path: Path) -> None:
     assert "database is locked" in done.stderr, done.stdout
 
 
-def insert(database: sqlite3.Connection, *numbers: int, error: BaseException | None = None) -> None:
+def insert(database: sqlite3.Connection, *numbers: object, error: BaseException | None = None) -> None:
     with transaction(database):
         for number in numbers:
             database.execute("INSERT INTO numbers VALUES (?)", (number,))
@@ -90,3 +91,51 @@ def test_an_error_that_ended_the_transaction_itself_is_the_one_that_is_told(tmp_
             insert(database, 1, 1)
         assert not database.in_transaction
         assert database.execute("SELECT one FROM numbers").fetchall() == []
+
+
+def test_an_emptied_log_holds_zeros_and_takes_commits_without_growing(tmp_path: Path) -> None:
+    path, crashed = tmp_path / "one.sqlite", tmp_path / "crashed"
+    log = tmp_path / "one.sqlite-wal"
+
+    def after_a_crash() -> list[tuple[object, ...]]:
+        shutil.rmtree(crashed, ignore_errors=True)
+        crashed.mkdir()
+        for file in (path, log):
+            shutil.copy(file, crashed)
+        with closing(open_database(crashed / path.name)) as database:
+            return database.execute("SELECT one FROM numbers ORDER BY one").fetchall()
+
+    with closing(open_database(path)) as database:
+        database.execute("CREATE TABLE numbers (one UNIQUE)")
+        insert(database, "what is to be erased")
+        assert b"to be erased" in log.read_bytes()
+        insert(database, 1)
+        database.execute("DELETE FROM numbers WHERE one != 1")
+        empty_log(database, path)
+        length = log.stat().st_size
+        assert log.read_bytes() == bytes(length)
+        assert after_a_crash() == [(1,)]
+        for number in range(2, 30):
+            insert(database, number)
+        assert after_a_crash() == [(number,) for number in range(1, 30)]
+        assert log.stat().st_size == length > 30 * 4096
+        empty_log(database, path)
+        assert log.read_bytes() == bytes(length)
+    assert not log.exists()
+    with closing(open_database(path)) as database:
+        assert len(database.execute("SELECT one FROM numbers").fetchall()) == 29
+
+
+def test_a_log_that_somebody_reads_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "one.sqlite"
+    with closing(open_database(path)) as database, closing(open_database(path)) as reader:
+        database.execute("PRAGMA busy_timeout=0")
+        database.execute("CREATE TABLE numbers (one UNIQUE)")
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT one FROM numbers").fetchall() == []
+        insert(database, 1)
+        empty_log(database, path)
+        assert path.with_name("one.sqlite-wal").read_bytes().strip(b"\0")
+        assert reader.execute("SELECT one FROM numbers").fetchall() == []
+        reader.execute("COMMIT")
+        assert reader.execute("SELECT one FROM numbers").fetchall() == [(1,)]
