@@ -26,10 +26,12 @@ import pytest
 from fedsec.cluster.certificates import Authority
 from fedsec.cluster.cluster import Cluster
 from fedsec.errors import FedsecError, PeerLostError, ServiceEndedError, TrustError
+from fedsec.mpc.randomised_response import ResponseLaw
 from fedsec.nn import Network, Plan, Weights, encode_weights, plaintext, plan_network
 from fedsec.nn.network import AveragePoolLayer, ConvLayer, DenseLayer, FlattenLayer, ReluLayer
 from fedsec.serving import messages
 from fedsec.serving.client import Client
+from fedsec.serving.messages import LabelNoise
 from fedsec.serving.owner import Owner
 from fedsec.transport import ClusterFile, Deadline, Identity, Role, call, connect
 
@@ -172,6 +174,58 @@ def test_threat_33_the_quota_survives_a_killed_and_restarted_cluster(tmp_path: P
             with pytest.raises(TrustError, match="1 more images"):
                 user.predict(images(2))
             np.testing.assert_allclose(user.predict(images(1)), expected(1), atol=1e-2)
+
+
+def test_noisy_labels_spend_until_each_certificate_and_all_together_have_a_stop(
+    shared: tuple[Cluster, Owner],
+) -> None:
+    cluster, owner = shared
+    each = ResponseLaw.of(5, 0.5).epsilon
+    label = int(np.argmax(expected(1)[0]))
+    owner.stop()
+    try:
+        owner.serve(reveals=("label",), noise=LabelNoise(0.5, identity_epsilon=256 * each))
+        with Client.connect(cluster) as user:
+            answers = user.predict(np.repeat(images(1), 256, axis=0), "label")
+            # The label is told with a chance of 0.29: fewer than 30 or more than 130 of 256 have a
+            # probability below 1e-11.
+            assert 30 <= int(np.sum(answers == label)) <= 130
+            assert set(answers) <= set(range(5))
+            with pytest.raises(TrustError, match=r"this certificate may spend epsilon .* is spent"):
+                user.predict(images(1), "label")
+        owner.stop()
+        owner.serve(reveals=("label",), noise=LabelNoise(0.5, total_epsilon=258 * each))
+        with Client.connect(cluster) as user:
+            user.predict(images(2), "label")
+            with pytest.raises(ServiceEndedError, match=r"all users together may spend .* is spent"):
+                user.predict(images(1), "label")
+        assert owner.stop().spent_epsilon == pytest.approx(258 * each)
+    finally:
+        owner.stop()
+        owner.serve()
+
+
+@pytest.mark.slow  # starts a cluster twice; the ledger by itself is in test_spending.py
+def test_what_noisy_labels_have_spent_survives_a_killed_and_restarted_cluster(tmp_path: Path) -> None:
+    each = ResponseLaw.of(5, 0.5).epsilon
+    noise = LabelNoise(0.5, identity_epsilon=3 * each, total_epsilon=9 * each)
+    with Cluster.local(tmp_path / "cluster") as first, owner_of(first) as owner:
+        model = owner.share(PLAN, WEIGHTS)
+        owner.serve(reveals=("label",), noise=noise)
+        with Client.connect(first) as user:
+            user.predict(images(2), "label")
+        for pid in first.pids().values():
+            os.kill(pid, signal.SIGKILL)
+    with Cluster.local(tmp_path / "cluster") as again, owner_of(again) as owner:
+        owner.share(PLAN, WEIGHTS, model_id=model)
+        owner.serve(reveals=("label",), noise=noise)
+        assert owner.status().spent_epsilon == pytest.approx(2 * each)
+        with Client.connect(again) as user:
+            with pytest.raises(TrustError, match="this certificate may spend"):
+                user.predict(images(2), "label")
+            user.predict(images(1), "label")
+            with pytest.raises(TrustError, match="this certificate may spend"):
+                user.predict(images(1), "label")
 
 
 @pytest.mark.parametrize("victim", PARTIES)
