@@ -51,7 +51,9 @@ class Counted:
         }
 
 
-def count(plan: Plan, weights: Weights, mode: Mode, reveal: Reveal) -> Counted:
+def count(
+    plan: Plan, weights: Weights, mode: Mode, reveal: Reveal, label_epsilon: float | None = None
+) -> Counted:
     """Run one prediction in a simulation and count.
 
     Args:
@@ -59,13 +61,14 @@ def count(plan: Plan, weights: Weights, mode: Mode, reveal: Reveal) -> Counted:
         weights: Its parameters.
         mode: ``"dealt"`` or ``"plain"``.
         reveal: What the user learns.
+        label_epsilon: Of a noisy label.
     """
     parameters = share_weights(plan, weights, fresh_stream())
     words = encode_input(plan, pictures((1, *plan.input_shape), plan.input_low, plan.input_high))
     inputs = replicated.share(words, fresh_stream(), plan.fraction_bits)
 
     def program(party: Party) -> None:
-        engine = make_engine(mode, party, plan, parameters[party.id])
+        engine = make_engine(mode, party, plan, parameters[party.id], label_epsilon)
         engine.prepare(1, reveal)
         engine.predict(inputs[party.id], reveal)
 

@@ -23,6 +23,7 @@ from fedsec.bench.models import CLEAR, CNN, MLP, SHORT_CONV
 from fedsec.bench.service import Service, an_image, parties, served
 from fedsec.bench.timing import Timing
 from fedsec.bench.workers import Worker
+from fedsec.cluster.cluster import Cluster
 from fedsec.errors import PeerLostError
 from fedsec.lab.share import plan_of
 from fedsec.nn import REVEALS, Reveal
@@ -30,10 +31,14 @@ from fedsec.nn.engine import MODES
 
 WAYS = ("predict", "call", "function")
 
+LABEL_EPSILON = 3.0
+"""Of the noisy labels that are measured; a smaller or larger one changes the table that is dealt, no more."""
+
 BATCH = 128
 ONE_WAY_MS = 10.0
 _END_S = 20.0
 _REFILL_S = 0.4
+_NOISY_TURNS = 2
 
 Say = Callable[[str], None]
 
@@ -88,6 +93,7 @@ def bench_predict(model: Path | None, effort: Effort, say: Say) -> dict[str, Any
         with parties(work / "tls") as cluster:
             with served(run, cluster) as service:
                 results["dealt"] = _dealt(service, clear, effort)
+            results["noisy_label"] = _noisy(run, cluster, effort)
             with served(run, cluster, mode="plain", reveals=["logits"]) as service:
                 results["plain"] = _one_service(service, effort)
         say("the same over plain TCP, for which parties and client warn: INSECURE")
@@ -155,6 +161,20 @@ def _reveals(service: Service, effort: Effort) -> dict[str, Any]:
             service.times(1, reveal=reveal)
             seconds[reveal] += _single(service, max(1, effort.reveals // effort.turns), reveal)
     return {reveal: Timing.of(each).summary() for reveal, each in seconds.items()}
+
+
+def _noisy(run: Path, cluster: Cluster, effort: Effort) -> dict[str, Any]:
+    """Measure a noisy label beside the label itself: services of their own, in turns."""
+    seconds: dict[str, list[float]] = {"label": [], "noisy": []}
+    for _ in range(_NOISY_TURNS):
+        for name, epsilon in (("label", None), ("noisy", LABEL_EPSILON)):
+            with served(run, cluster, reveals=["label"], label_epsilon=epsilon) as service:
+                service.times(5, reveal="label")
+                seconds[name] += _single(service, max(1, effort.reveals // _NOISY_TURNS), "label")
+    plan, weights = plan_of(run)
+    counted = count(plan, weights, "dealt", "label", LABEL_EPSILON).summary()
+    timed = {name: Timing.of(each).summary() for name, each in seconds.items()}
+    return {"epsilon": LABEL_EPSILON, "counts": counted, **timed}
 
 
 def _sustained(service: Service, effort: Effort) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def rows_of(results: Results) -> list[Row]:
         *_speed(results),
         *_protocol(results["counts"]),
         *_reveals(results["dealt"]["reveals"]),
+        *_noisy(results["noisy_label"]),
         Row("memory of a party", max(results["dealt"]["memory_mib"].values()), "MiB", 250, 190),
         *_start(results),
         *_wan(results),
@@ -96,6 +97,12 @@ def _reveals(reveals: Results) -> list[Row]:
         Row(f"{reveal} instead of logits", reveals[reveal]["median"] - base, "ms more", must, aim)
         for reveal, (must, aim) in asked.items()
     ]
+
+
+def _noisy(noisy: Results) -> list[Row]:
+    more = noisy["noisy"]["median"] - noisy["label"]["median"]
+    what = f"noisy label (epsilon {noisy['epsilon']:g}) instead of label"
+    return [Row(what, more, "ms more"), Row("rounds, noisy label", noisy["counts"]["rounds"], "")]
 
 
 def _start(results: Results) -> list[Row]:

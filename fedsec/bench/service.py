@@ -80,11 +80,16 @@ def parties(
 
 @contextmanager
 def served(
-    run: Path, cluster: Cluster, *, mode: Mode = "dealt", reveals: Sequence[Reveal] = REVEALS
+    run: Path,
+    cluster: Cluster,
+    *,
+    mode: Mode = "dealt",
+    reveals: Sequence[Reveal] = REVEALS,
+    label_epsilon: float | None = None,
 ) -> Iterator[Service]:
     """Serve a run's model and connect a client process to it."""
     with share(run, cluster) as shared, Worker(ASKER) as asker:
-        shared.serve(mode=mode, reveals=reveals)
+        shared.serve(mode=mode, reveals=reveals, label_epsilon=label_epsilon)
         asker.ask("connect", cluster=str(cluster.file), identity=str(cluster.identity("user")))
         yield Service(asker, cluster, shared)
         asker.ask("close")
