@@ -101,7 +101,7 @@ def _whole_hospital(spent: Mapping[str, Any]) -> tuple[str, ...]:
     epsilon, count = rounded_up(spent["epsilon"]), len(spent["hospitals"])
     claim = f"epsilon {epsilon} at delta {spent['delta']:g} after {spent['rounds']} rounds"
     cost = f"noise of {spent['noise_of_mean']:.2g} clips in each parameter of an average"
-    length = f"{spent['noise_length']:.2g} clips long over all of them"
+    length = f"{spent['noise_length']:.1f} clips long over all of them"
     return (
         f"Privacy of whole hospitals: {claim}, for {spent['adjacency']}",
         f"This rests on: {spent['assumptions']}",

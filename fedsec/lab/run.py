@@ -19,7 +19,7 @@ from fedsec.lab.progress import Reporter
 from fedsec.lab.result import HospitalEpsilon, RoundReport, RunResult
 from fedsec.lab.rundir import RunFolder
 from fedsec.lab.sealed import finish_run, plan_run
-from fedsec.lab.whole_hospital import spent_by_hospitals
+from fedsec.lab.whole_hospital import cost_before, spent_by_hospitals
 from fedsec.learning.data import load_mnist
 from fedsec.nn import save_weights
 from fedsec.scenario import Scenario
@@ -81,6 +81,8 @@ def train_and_export(experiment: Experiment, engine: Engine = "in-process") -> N
 
     model = models.by_name(scenario.training.model, seed=scenario.seed)
     cluster = experiment.cluster
+    if scenario.hospital_level:
+        reporter.say(cost_before(scenario, model.count_params()))
     for_nobody = scenario.aggregation.reveal_to == "nobody"
 
     def on_round(report: RoundReport) -> None:

@@ -1,4 +1,4 @@
-"""What the rounds of a run told about each hospital as a whole: read from the accounts that they keep.
+"""What the rounds of a run cost: noise, known before it, and privacy, from the accounts that hospitals keep.
 
 Each hospital has its own account on its own disk. Only where all of them run on one machine can anybody read
 them all.
@@ -10,12 +10,43 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from fedsec.aggregation.noise.planning import plan_noise
 from fedsec.aggregation.trust import TrustFile
 from fedsec.errors import StateError
+from fedsec.lab.plan import round_plan
 from fedsec.lab.result import WholeHospital
 from fedsec.privacy.ledger import DurableSumLedger
 from fedsec.privacy.skellam_accounting import epsilon_of_sums
 from fedsec.scenario import Scenario
+
+
+def cost_before(scenario: Scenario, words: int) -> str:
+    """Say before training what the noise of a run is beside the longest update that it could hide.
+
+    Args:
+        scenario: What is to be run, with ``privacy.level = "hospital"``.
+        words: Parameters of the model.
+
+    Raises:
+        RangeError: So much noise does not fit the ring.
+    """
+    plan, count = round_plan(scenario), scenario.hospitals.count
+    if plan.privacy is None:
+        return ""
+    noise = plan_noise(
+        plan.privacy,
+        words=words,
+        rounds=scenario.training.rounds,
+        hospitals=count,
+        aggregators=scenario.aggregation.aggregators,
+        ring_bits=plan.ring_bits,
+    )
+    length = math.sqrt(noise.total * words) / noise.clip_words / count
+    return (
+        f"privacy.level = 'hospital': the noise of an average over {count} hospitals will be {length:.1f}"
+        " clips long, an update is one clip long at most. With hundreds of hospitals a model is left, with few"
+        " it is not: privacy.level = 'record' protects their records instead"
+    )
 
 
 def spent_by_hospitals(scenario: Scenario, trust: Mapping[str, Path]) -> WholeHospital:
