@@ -63,7 +63,7 @@ class Round:
         self.folder = PartFolder(context.store.parts_root, row.key)
         self._context = context
         self._me = context.signer.name
-        self._keys = {member.name: member.public_key for member in announcement.aggregators}
+        self._aggregators = [member.name for member in announcement.aggregators]
         self.holdings = Holdings(announcement, self._me, self.folder, context.store)
         self._statements = Statements(context, announcement)
         self._proofs: _Proofs | None = None
@@ -256,7 +256,7 @@ class Round:
 
     def _leave_listed(self) -> None:
         lists = self._statements.of("list")
-        if len(lists) < len(self._keys):
+        if len(lists) < len(self._aggregators):
             self._abort_if_late(lists.keys(), "list of uploads")
             return
         found = included_set(
@@ -296,7 +296,7 @@ class Round:
             if (other.root, other.included) != (mine.root, mine.included):
                 self.abort(f"aggregator '{name}' signed another included set than '{self._me}'")
                 return
-        if len(sets) < len(self._keys):
+        if len(sets) < len(self._aggregators):
             self._abort_if_late(sets.keys(), "signature of the included set")
             return
         self._move(State.AGREED, self._context.clock() + self._context.policy.collect_s)
@@ -309,7 +309,7 @@ class Round:
 
     def _set_statements(self) -> tuple[Signed, ...]:
         sets = self._statements.of("set")
-        return tuple(sets[member.name] for member in self.announcement.aggregators)
+        return tuple(sets[name] for name in self._aggregators)
 
     def _say(self, kind: str, state: State, statement: ListStatement | SetStatement) -> None:
         self._statements.say(kind, statement)
@@ -330,6 +330,6 @@ class Round:
 
     def _abort_if_late(self, present: Collection[str], what: str) -> None:
         if self._late():
-            missing = ", ".join(f"'{name}'" for name in self._keys if name not in present)
+            missing = ", ".join(f"'{name}'" for name in self._aggregators if name not in present)
             waited = f"{self._context.policy.agreement_s:g} s"
             self.abort(f"aggregator {missing} did not send its {what} within {waited}")

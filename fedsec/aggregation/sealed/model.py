@@ -70,8 +70,7 @@ def model_tag(secret: bytes, announcement: Announcement, words: RingArray) -> by
     Whoever lacks the secret learns from tags only which are equal; a plain hash would let it test guesses.
     """
     base = _sealed_of(announcement).base.to_bytes(4, "big")
-    content = words.astype(words.dtype.newbyteorder("<"), copy=False).tobytes()
-    return hmac.digest(secret, _LABEL + announcement.session + base + content, "sha256")
+    return hmac.digest(secret, _LABEL + announcement.session + base + words.tobytes(), "sha256")
 
 
 def _check_distance(announcement: Announcement, number: int, initial: RingArray, words: RingArray) -> None:
