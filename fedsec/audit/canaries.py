@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
-from fedsec.audit.curve import CONFIDENCE, Attack
+from fedsec.audit.curve import FEWEST, Attack, Spread
 from fedsec.audit.losses import losses_of
 from fedsec.audit.subject import Examples
 from fedsec.errors import UsageError
@@ -59,21 +58,16 @@ class Exposure:
         Raises:
             UsageError: There are too few for an interval.
         """
-        if len(canaries) < 6 or not len(references):
+        if len(canaries) < FEWEST or not len(references):
             raise UsageError(
-                f"expected at least 6 canaries and a reference, got {len(canaries)} and {len(references)}"
+                f"expected at least {FEWEST} canaries and a reference, got {len(canaries)} and"
+                f" {len(references)}"
             )
         # Ties count against the attacker.
         ranks = 1 + np.searchsorted(np.sort(references), canaries, side="right")
-        bits = np.sort(np.log2(len(references) + 1) - np.log2(ranks))
-        place = int(stats.binom.ppf((1 - CONFIDENCE) / 2, len(bits), 0.5)) - 1
-        return cls(
-            float(np.median(bits)),
-            float(bits[max(place, 0)]),
-            float(bits[::-1][max(place, 0)]),
-            float(bits[-1]),
-            Attack.of(-canaries, -references),
-        )
+        bits = np.log2(len(references) + 1) - np.log2(ranks)
+        middle, attack = Spread.of(bits), Attack.of(-canaries, -references)
+        return cls(middle.value, middle.low, middle.high, float(bits.max()), attack)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

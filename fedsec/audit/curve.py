@@ -7,6 +7,7 @@ positive rate at small false positive rates stands beside the area under the cur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,9 @@ from fedsec.errors import UsageError
 Scores = npt.NDArray[np.floating]
 
 CONFIDENCE = 0.95
+
+FEWEST = 6
+"""Values in the interval of a median: the true one lies outside of six with the probability 2 / 2^6."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,28 @@ class Rate:
             _lowest(successes, trials, tail),
             1 - _lowest(trials - successes, trials, tail),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A median, with its 95 % interval by order statistics: no distribution is assumed."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float] | npt.NDArray[np.floating]) -> Spread:
+        """Return the median of independent values.
+
+        Raises:
+            UsageError: There are fewer than 6, whose smallest and largest are no such interval.
+        """
+        if len(values) < FEWEST:
+            raise UsageError(f"expected at least {FEWEST} values for an interval, got {len(values)}")
+        ordered = np.sort(np.asarray(values, dtype=np.float64))
+        place = max(int(stats.binom.ppf((1 - CONFIDENCE) / 2, len(ordered), 0.5)) - 1, 0)
+        return cls(float(np.median(ordered)), float(ordered[place]), float(ordered[-1 - place]))
 
 
 @dataclass(frozen=True, slots=True)

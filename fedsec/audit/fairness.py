@@ -59,6 +59,63 @@ class Fairness:
         return min(self.hospitals, key=lambda group: group.accuracy.value)
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What another training changes for the same groups, in shares of right answers.
+
+    Attributes:
+        accuracy: On all test images.
+        classes: By digit.
+        hospitals: By name.
+        worst_class: The digit that loses most.
+        worst_hospital: The hospital that loses most.
+    """
+
+    accuracy: Rate
+    classes: dict[str, Rate]
+    hospitals: dict[str, Rate]
+    worst_class: str
+    worst_hospital: str
+
+
+def change(before: Fairness, after: Fairness) -> Change | None:
+    """Return the differences group by group, after less before; None when the groups are not the same."""
+    classes, hospitals = (
+        _differences(*groups)
+        for groups in ((before.classes, after.classes), (before.hospitals, after.hospitals))
+    )
+    if classes is None or hospitals is None:
+        return None
+    return Change(
+        difference(before.accuracy, after.accuracy),
+        classes,
+        hospitals,
+        min(classes, key=lambda name: classes[name].value),
+        min(hospitals, key=lambda name: hospitals[name].value),
+    )
+
+
+def _differences(before: tuple[Group, ...], after: tuple[Group, ...]) -> dict[str, Rate] | None:
+    if [group.name for group in before] != [group.name for group in after]:
+        return None
+    return {
+        one.name: difference(one.accuracy, other.accuracy) for one, other in zip(before, after, strict=True)
+    }
+
+
+def difference(before: Rate, after: Rate) -> Rate:
+    """Return after less before, with a 95 % interval made of both.
+
+    Source: Newcombe 1998, Interval estimation for the difference between independent proportions, method 10,
+    here with the intervals at hand. Both are measured on the same images, whose mistakes have much in common:
+    the interval is rather too wide.
+    """
+    value = after.value - before.value
+    down = np.hypot(after.value - after.low, before.high - before.value)
+    up = np.hypot(after.high - after.value, before.value - before.low)
+    return Rate(value, value - float(down), value + float(up))
+
+
 def fairness(subject: Subject) -> Fairness:
     """Measure the run's model on MNIST's test images."""
     right = predict(subject.model, subject.test.images).argmax(axis=-1) == subject.test.labels

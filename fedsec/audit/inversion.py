@@ -67,27 +67,41 @@ class Noise:
 
 
 def invert(
-    model: keras.Model, example: Examples, noise: Noise, *, steps: int = STEPS
-) -> tuple[Recovered, ...]:
-    """Attack one image's update three times.
+    model: keras.Model,
+    examples: Examples,
+    noise: Noise,
+    *,
+    steps: int = STEPS,
+    on_image: Callable[[], None] = lambda: None,
+) -> list[tuple[Recovered, ...]]:
+    """Attack the updates of some images, each of one image, three times each.
 
     Args:
-        model: With the parameters from which the update was made.
-        example: One image and its label, which the attacker does not have.
+        model: With the parameters from which the updates were made.
+        examples: Images and their labels, which the attacker does not have.
         noise: Of the update with differential privacy.
         steps: Of the search, for models that do not begin with a dense layer.
+        on_image: Called after each image.
 
     Returns:
-        What comes of the plain update, of an aggregator's share of it, and of the update with DP-SGD.
+        For each image what comes of the plain update, of an aggregator's share of it, and of the update with
+        DP-SGD.
     """
-    plain = _gradients(model, example)
-    views = {
-        "one plain update": plain,
-        "an aggregator's share": _share(plain),
-        f"with DP-SGD, epsilon {noise.epsilon:g}": _private(plain, noise),
-    }
-    attack = _solved if _first_dense(model) is not None else _searcher(model, example.images.shape, steps)
-    return tuple(_judged(name, attack(model, held), example.images[0]) for name, held in views.items())
+    shape = (1, *examples.images.shape[1:])
+    attack = _solved if _first_dense(model) is not None else _searcher(model, shape, steps)
+    found = []
+    for number in range(len(examples.labels)):
+        one = slice(number, number + 1)
+        plain = _gradients(model, Examples(examples.images[one], examples.labels[one]))
+        views = {
+            "one plain update": plain,
+            "an aggregator's share": _share(plain),
+            f"with DP-SGD, epsilon {noise.epsilon:g}": _private(plain, noise),
+        }
+        truth = examples.images[number]
+        found.append(tuple(_judged(name, attack(model, held), truth) for name, held in views.items()))
+        on_image()
+    return found
 
 
 def _gradients(model: keras.Model, example: Examples) -> Gradients:

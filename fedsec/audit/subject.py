@@ -14,6 +14,7 @@ from fedsec.lab.rundir import RunFolder
 from fedsec.learning.backend import keras
 from fedsec.learning.data import Mnist, pixels
 from fedsec.learning.saved import load_keras
+from fedsec.privacy.accounting import rounded_up
 from fedsec.scenario import Scenario
 
 FEWEST_OTHERS = 1000
@@ -82,6 +83,11 @@ class Subject:
         return cls(
             folder, scenario, load_keras(folder.model), hospitals, others, origin, test, _epsilon(folder)
         )
+
+    @property
+    def privacy(self) -> str:
+        """What tells a private run from another one, in words."""
+        return "no noise" if self.epsilon is None else f"epsilon {rounded_up(self.epsilon, 2)}"
 
     def members(self) -> Examples:
         """Return all that was trained on."""

@@ -17,8 +17,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against",
         type=Path,
+        nargs="+",
+        default=[],
         metavar="OTHER_RUN",
-        help="a second run, shown beside the first: the same scenario with differential privacy, say",
+        help="further runs, shown beside the first: the same scenario with differential privacy, say",
     )
     parser.add_argument(
         "--only",

@@ -33,10 +33,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the scenario and print its table."""
     scenario = Scenario.load(options.scenario, options.overrides)
+    if scenario.study.wanted:
+        return _study(scenario, options)
     with reporter(silent=options.json) as progress:
         result = run_scenario(scenario, runs=options.runs, reporter=progress, engine=options.engine)
     if options.json:
         print_json(result.summary())
     else:
         print_summary(result.summary())
+    return 0
+
+
+def _study(scenario: Scenario, options: argparse.Namespace) -> int:
+    """Run all of a study and print its tables."""
+    # Loading TensorFlow takes seconds, which --help should not have to wait for.
+    from fedsec.audit.study import run_study  # noqa: PLC0415 - as said above
+    from fedsec.audit.study_report import print_study  # noqa: PLC0415 - as said above
+
+    with reporter(silent=options.json) as progress:
+        study = run_study(scenario, runs=options.runs, reporter=progress, engine=options.engine)
+    if options.json:
+        print_json(study.summary())
+    else:
+        print_study(study.summary())
     return 0

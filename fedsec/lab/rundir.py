@@ -18,7 +18,9 @@
         views.png         the demo's images, and what each party gets of them
         comparison.png    of `fedsec compare`: accuracy and differences, plain beside secured
         audit.json        of `fedsec audit`: what attacks reach; audit.png: the same as a picture
-        inversion.png     of `fedsec audit`: an image, and what updates made of it give away
+        inversion.png     of `fedsec audit`: images, and what updates made of them give away
+        model-inversion.png  of `fedsec audit`: what answers give away of each class
+        study.json        of a study: one row a run; study.png: the same as a picture; runs/: the runs
         plain/, secure/   of `fedsec compare`: what the two processes measured
 
 All keys of all roles in one folder are right for an experiment on one machine and for nothing else.
@@ -144,8 +146,23 @@ class RunFolder:
 
     @property
     def inversion_figure(self) -> Path:
-        """An image, and what updates made of it give away."""
+        """Images, and what updates made of them give away."""
         return self.path / "inversion.png"
+
+    @property
+    def model_inversion_figure(self) -> Path:
+        """What the served answers give away of each class."""
+        return self.path / "model-inversion.png"
+
+    @property
+    def study(self) -> Path:
+        """Of a study: one row a run."""
+        return self.path / "study.json"
+
+    @property
+    def study_figure(self) -> Path:
+        """The same as a picture."""
+        return self.path / "study.png"
 
     @property
     def views_figure(self) -> Path:

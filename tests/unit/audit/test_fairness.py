@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedsec.audit.curve import Rate
-from fedsec.audit.fairness import by_group, fairness
+from fedsec.audit.fairness import by_group, change, difference, fairness
 from fedsec.audit.subject import Subject
 from fedsec.learning.evaluation import predict
 
@@ -51,3 +51,34 @@ def test_a_runs_model_is_measured_on_the_test_images(subject: Subject) -> None:
     assert [group.name for group in found.hospitals] == ["hospital-00", "hospital-01", "hospital-02"]
     eights = subject.test.labels == 8
     assert found.classes[8].accuracy.value == pytest.approx(np.mean(answers[eights] == 8))
+
+
+def test_what_changes_is_told_group_by_group_with_the_one_that_loses_most() -> None:
+    hospitals = {"a": np.array([0, 0, 0, 1]), "b": np.array([1, 1])}
+    before = by_group(RIGHT, LABELS, hospitals)
+    after = by_group(np.array([True] * 80 + [False] * 20 + [True] * 5 + [False] * 45), LABELS, hospitals)
+    found = change(before, after)
+
+    assert found.accuracy.value == pytest.approx(85 / 150 - 110 / 150)
+    assert found.classes["0"].value == pytest.approx(-0.1)
+    assert found.classes["1"].value == pytest.approx(-0.3)
+    assert found.hospitals["b"].value == pytest.approx(-0.3)
+    assert (found.worst_class, found.worst_hospital) == ("1", "b")
+    assert change(before, by_group(RIGHT, LABELS, {"a": np.array([0])})) is None
+
+
+def test_the_interval_of_a_difference_is_newcombes() -> None:
+    """Newcombe 1998, table II, example (a): 56/70 and 48/80, of Wilson's intervals: 0.0524 to 0.3339."""
+    first, second = Rate(48 / 80, 0.4904, 0.7003), Rate(56 / 70, 0.6918, 0.8769)
+    found = difference(first, second)
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=2e-3)
+
+
+def test_the_interval_of_a_difference_covers_as_often_as_it_says() -> None:
+    """Of 400 pairs of independent measurements at least 93 % hold the true difference."""
+    random = np.random.default_rng(1)
+    inside = 0
+    for _ in range(400):
+        found = difference(Rate.of(random.binomial(80, 0.9), 80), Rate.of(random.binomial(80, 0.7), 80))
+        inside += found.low <= -0.2 <= found.high
+    assert inside >= 372
