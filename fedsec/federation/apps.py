@@ -24,6 +24,7 @@ from fedsec.errors import UsageError
 from fedsec.federation.spending import ledger_of
 from fedsec.learning.backend import keras
 from fedsec.learning.evaluation import evaluate
+from fedsec.learning.private.evaluation import evaluate_privately
 from fedsec.learning.private.trainer import HospitalPrivacy, PrivateTrainer
 from fedsec.learning.training import LocalTrainer
 from fedsec.privacy.budget import PrivacyReport
@@ -100,8 +101,9 @@ def client_app(
     Args:
         model: A built Keras classifier; its parameters are overwritten.
         examples: Gives the examples of a partition id.
-        evaluation: Gives those on which it evaluates. When None the same; with ``privacy`` such orders are
-            refused, as metrics of the training records have no noise.
+        evaluation: Gives those on which it evaluates, other records than those of the training; with
+            ``privacy`` their metrics get noise and have an account of their own. When None the same; with
+            ``privacy`` such orders are then refused, as the training has spent what may be told of them.
         privacy: What each hospital asks for its records; None trains without differential privacy.
         on_privacy: Called with a partition id and what that hospital has spent so far, after each training;
             for a simulation's observer, since the numbers are the hospital's own.
@@ -139,10 +141,17 @@ def client_app(
         if privacy is not None and evaluation is None:
             raise UsageError(
                 "this hospital trains with differential privacy and has no examples apart for evaluation;"
-                " metrics of its training records have no noise and are not given"
+                " metrics of its training records are not given"
             )
         images, labels = (evaluation or examples)(int(context.node_config["partition-id"]))
-        loss, accuracy = evaluate(model, _parameters(message), images, labels)
+        parameters = _parameters(message)
+        if privacy is not None:
+            account = ledger_of(context, "evaluation")
+            loss, accuracy = evaluate_privately(
+                model, parameters, images, labels, privacy=privacy, ledger=account
+            )
+        else:
+            loss, accuracy = evaluate(model, parameters, images, labels)
         return _answer(message, len(labels), {"loss": loss, "accuracy": accuracy})
 
     return app

@@ -14,30 +14,38 @@ from fedsec.privacy.ledger import DurableLedger, Ledger, Plan
 _RECORD = "fedsec-privacy-spent"
 
 
-def ledger_of(context: Context) -> Ledger:
+def ledger_of(context: Context, records: str = "") -> Ledger:
     """Return the account of the hospital that a context is of.
 
     With a trust file it is in the state folder that this names, over all runs: a server could begin a new
     run at any time. Without one it is in the node's state, which Flower keeps for one run.
 
+    Args:
+        context: Of the ClientApp.
+        records: Which ones, when they are not those of the training: other records have another account.
+
     Raises:
         UsageError: The trust file cannot be used.
     """
     path = find_trust(context)
-    return ContextLedger(context) if path is None else DurableLedger(TrustFile.load(path).state)
+    if path is None:
+        return ContextLedger(context, records)
+    state = TrustFile.load(path).state
+    return DurableLedger(state / records if records else state)
 
 
 class ContextLedger:
     """An account in a node's state, for one run of an app that is not secured."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, records: str = "") -> None:
         self._state = context.state
+        self._name = f"{_RECORD}-{records}" if records else _RECORD
 
     def charge(self, plan: Plan) -> tuple[SampledGaussian, ...]:
         """Record steps before they are taken; see :meth:`fedsec.privacy.ledger.Ledger.charge`."""
         before = self._spent()
         spent = (*before, plan(before))
-        self._state[_RECORD] = ConfigRecord(
+        self._state[self._name] = ConfigRecord(
             {
                 "noise-multipliers": [one.noise_multiplier for one in spent],
                 "sampling-rates": [one.sampling_rate for one in spent],
@@ -47,7 +55,7 @@ class ContextLedger:
         return spent
 
     def _spent(self) -> tuple[SampledGaussian, ...]:
-        record = self._state.config_records.get(_RECORD)
+        record = self._state.config_records.get(self._name)
         if record is None:
             return ()
         noises = cast("list[float]", record["noise-multipliers"])

@@ -33,13 +33,27 @@ def evaluate(
     Raises:
         InputError: If images, labels or parameters do not fit the model.
     """
+    losses, right = each_example(model, parameters, images, labels)
+    return float(np.mean(losses)), float(np.mean(right))
+
+
+def each_example(
+    model: keras.Model,
+    parameters: Parameters,
+    images: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.integer],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Return the cross-entropy of each example and whether its answer is right, both of shape [N].
+
+    Arguments and errors are those of :func:`evaluate`.
+    """
     check_examples(images, labels)
     set_parameters(model, parameters)
     answers = predict(model, images)
     losses = keras.losses.sparse_categorical_crossentropy(
         labels, answers, from_logits=not gives_probabilities(model)
     )
-    return float(np.mean(losses)), float(np.mean(answers.argmax(axis=-1) == labels))
+    return np.asarray(losses), answers.argmax(axis=-1) == labels
 
 
 def check_examples(images: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]) -> None:

@@ -105,5 +105,5 @@ class Budget:
             epsilon_of(self._spent, self.settings.delta),
             tuple(self._spent),
             f"for one record of the training replaced by a null record, their number is public; {how};"
-            " metrics of records set apart for evaluation are not covered; noise is floating point",
+            " records set apart for evaluation are not in this account; noise is floating point",
         )

@@ -126,21 +126,36 @@ class PrivateTrainer:
         if self._batch_size < 1 or self._epochs < 1:
             text = f"got batches of {self._batch_size} and {self._epochs} epochs"
             raise UsageError(f"a private round has batches of 1 or more and an epoch or more, {text}")
-        wanted = self._privacy
         expected = min(self._batch_size, records)
-        rate, steps = expected / records, self._epochs * math.ceil(records / expected)
-        if not spent:
-            noise = _noise(wanted.target_epsilon, wanted.delta, rate, steps * wanted.rounds)
-            return SampledGaussian(noise, rate, steps)
-        planned = SampledGaussian(spent[0].noise_multiplier, rate, steps)
-        cost = _cost(together([*spent, planned]), wanted.delta)
-        if cost > wanted.target_epsilon:
-            raise UsageError(
-                f"another round, of {steps} steps at sampling rate {rate:.3g}, would make epsilon"
-                f" {rounded_up(cost)} in all, and this hospital allows {wanted.target_epsilon:g}: its budget"
-                " is spent, it trains no more in this way"
-            )
-        return planned
+        return planned(self._privacy, expected / records, self._epochs * math.ceil(records / expected), spent)
+
+
+def planned(
+    wanted: HospitalPrivacy, rate: float, steps: int, spent: Sequence[SampledGaussian]
+) -> SampledGaussian:
+    """Return a round's steps, with noise that is calibrated for all rounds when the first one begins.
+
+    Args:
+        wanted: What the hospital asks for.
+        rate: Sampling rate of the steps.
+        steps: Of this round.
+        spent: What was done before.
+
+    Raises:
+        UsageError: With what was spent before they would exceed the target.
+    """
+    if not spent:
+        noise = _noise(wanted.target_epsilon, wanted.delta, rate, steps * wanted.rounds)
+        return SampledGaussian(noise, rate, steps)
+    one = SampledGaussian(spent[0].noise_multiplier, rate, steps)
+    cost = _cost(together([*spent, one]), wanted.delta)
+    if cost > wanted.target_epsilon:
+        raise UsageError(
+            f"another round, of {steps} steps at sampling rate {rate:.3g}, would make epsilon"
+            f" {rounded_up(cost)} in all, and this hospital allows {wanted.target_epsilon:g}: its budget"
+            " is spent, it takes part no more in this way"
+        )
+    return one
 
 
 @functools.lru_cache(maxsize=1024)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,10 +20,13 @@ from fedsec.federation.observer import SimulationObserver, plain_mean
 from fedsec.federation.plan import TRAIN_METRICS
 from fedsec.learning.backend import keras
 from fedsec.learning.private.trainer import HospitalPrivacy
+from fedsec.privacy.accounting import SampledGaussian
 from fedsec.privacy.budget import PrivacyReport
+from fedsec.privacy.ledger import DurableLedger
 from fedsec.transport import Endpoint, Role
 
 HOSPITALS = 3
+SPENT = SampledGaussian(9.0, 1.0, 1)
 _generator = np.random.default_rng(5)
 _CENTRES = _generator.normal(size=(10, 12))
 
@@ -182,9 +186,24 @@ def test_a_private_hospital_does_not_evaluate_its_training_records(model: keras.
     configs = node_configs(HOSPITALS)
     replies = evaluated(model, InProcessGrid(client_app(model, examples, privacy=WANTED), configs))
     assert all(reply.has_error() for reply in replies)
-    apart = client_app(model, examples, privacy=WANTED, evaluation=lambda number: examples(50 + number))
-    replies = evaluated(model, InProcessGrid(apart, configs))
-    assert not any(reply.has_error() for reply in replies)
-    images, labels = examples(51)
-    accuracy = replies[1].content.metric_records["metrics"]["accuracy"]
-    assert accuracy == pytest.approx(np.mean(np.asarray(model(images)).argmax(axis=-1) == labels))
+
+
+def test_records_set_apart_are_evaluated_with_noise_and_have_an_account_of_their_own(
+    model: keras.Model, trust: list[Path]
+) -> None:
+    """With a trust file the account outlives runs; without one it is in the node's state, by another name."""
+    apart = client_app(model, examples, privacy=WANTED, evaluation=lambda number: examples(50 + number, 2000))
+    for replies in (
+        evaluated(model, InProcessGrid(apart, node_configs(HOSPITALS))),
+        evaluated(model, InProcessGrid(apart, node_configs(HOSPITALS, trust))),
+    ):
+        assert not any(reply.has_error() for reply in replies)
+    images, labels = examples(51, 2000)
+    accuracy = float(replies[1].content.metric_records["metrics"]["accuracy"])
+    exact = np.mean(np.asarray(model(images)).argmax(axis=-1) == labels)
+    state = trust[1].parent / "state"
+    (evaluations,) = set(DurableLedger(state / "evaluation").charge(lambda _: SPENT)[:-1])
+    deviation = math.sqrt(2) * evaluations.noise_multiplier / 2000
+    # Seven deviations: by chance once in 4e11 runs.
+    assert abs(accuracy - exact) < 7 * deviation
+    assert DurableLedger(state).charge(lambda _: SPENT) == (SPENT,), "nothing is spent of the training's"
