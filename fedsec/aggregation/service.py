@@ -37,7 +37,7 @@ from fedsec.transport.service import Call, Reply, Route
 
 _log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 18
 _SEND_S = 10.0
 _RETRY_S = 0.2
 _LONGEST_NAP_S = 1.0
