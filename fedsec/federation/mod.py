@@ -35,6 +35,8 @@ from fedsec.transport import Deadline, Meter
 
 RECEIPT_S = 2.0
 """Longest wait for the receipt of the round before; it is answered at once when that round has ended."""
+_RECEIPTS_A_SECOND = 50
+"""So many hospitals of one process at least have their answer in a second, also on a busy machine."""
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ class SecureAggregationMod:
 
     def close(self) -> None:
         """Ask for the receipts of the last uploads, then close the connections of every client."""
-        deadline = Deadline.after(RECEIPT_S)
+        deadline = Deadline.after(RECEIPT_S + len(self._clients) / _RECEIPTS_A_SECOND)
         for client in self._clients.values():
             ask_receipts(client, deadline)
         while self._clients:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,22 @@ def test_threat_25_each_round_asks_for_the_receipt_of_the_one_before(
     assert client.receipts == announcements
     assert client.closed
     assert f"no receipt that the upload to {announcements[1].id} was counted: left out" in caplog.text
+
+
+def test_at_the_end_a_thousand_hospitals_have_time_for_their_last_receipts(paper: Any) -> None:
+    waits: list[float] = []
+    asked = paper.announce(paper.content())
+    client = SimpleNamespace(
+        name="hospital-00",
+        unconfirmed=lambda: [asked],
+        receipt=lambda _announcement, deadline: waits.append(deadline.seconds),
+        close=lambda: None,
+    )
+    paper.mod._clients.update({Path(f"trust-{number}.toml"): client for number in range(1000)})
+    paper.mod.close()
+    # All have one deadline: a millisecond or two each would not do on a busy machine.
+    assert len(waits) == 1000
+    assert min(waits) >= 20
 
 
 def test_trust_from_the_environment(paper: Any, monkeypatch: pytest.MonkeyPatch) -> None:
