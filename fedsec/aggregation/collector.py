@@ -50,7 +50,8 @@ class RoundResult:
         metrics: The weighted mean of each metric.
         included: The hospitals in the sum, sorted.
         excluded: Why each other hospital of the roster is not: "missing", "incomplete", "inconsistent".
-        error_bound: The largest possible error of an element of ``arrays`` from rounding.
+        error_bound: The largest possible error of an element of ``arrays`` from rounding, and of a round with
+            noise from that as well, but with the probability that ``noise.terms`` states.
         words: The opened sum itself, ring elements, without the checksum word; of a sealed sum only those of
             the weight and the metrics.
         state: The number of the sealed state that the round made; None when it made none.

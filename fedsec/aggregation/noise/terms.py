@@ -123,7 +123,8 @@ def noise_faults(announcement: Announcement) -> list[tuple[bool, str]]:
         ),
         (not kinds <= {"float16", "float32", "float64"}, "with noise every array is floating-point"),
         (
-            math.sqrt(layout.update_words) / 2 > MOST_INFLATION * noise.clip_words,
+            # Squared: shapes are not checked yet, and any integer may be compared.
+            layout.update_words > (2 * MOST_INFLATION * noise.clip_words) ** 2,
             f"rounding {layout.update_words} words makes an update of {noise.clip_words} words too long",
         ),
     ]

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from aggregation_world import Contribution, World
+from aggregation_world import Contribution, World, replaced
 from scipy import special, stats
 
 from fedsec.aggregation import ArraySpec, Layout, encode_update, plan_encoding
@@ -408,6 +408,8 @@ def test_terms_that_make_no_sense_are_refused(fields, text):
         ({"clip": 1.5}, "clip of every array"),
         ({"dtype": "int32"}, "floating-point"),
         ({"clip_words": 5000}, "too long"),
+        ({"shape": (-WORDS,)}, "a shape is negative"),
+        ({"shape": (2**63 - 1,) * 20}, "too long"),
     ],
 )
 def test_an_announcement_whose_noise_does_not_fit_is_refused(quiet_world, fields, text):
@@ -419,6 +421,10 @@ def test_an_announcement_whose_noise_does_not_fit_is_refused(quiet_world, fields
         encoding=plan_encoding(4, CLIP, 1, 1.0, weights=fields.get("weights", "equal"), noise=noise),
         **({} if "metrics" in fields else {"metrics": ()}),
     )  # fmt: skip
+    if "shape" in fields:
+        announcement = replaced(
+            announcement, arrays=(ArraySpec("array-0", "float32", fields["shape"], CLIP),)
+        )
     with pytest.raises(ProtocolError, match=text):
         announcement.check()
 
