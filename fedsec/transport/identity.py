@@ -214,6 +214,7 @@ class Identity:
 
     def _context(self, protocol: int) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
+        context.sslsocket_class = _TlsSocket
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         # Names and keys are pinned by us after the handshake; host names do not identify a party.
         context.check_hostname = False
@@ -224,6 +225,21 @@ class Identity:
 
     def __repr__(self) -> str:
         return f"Identity({self.peer})"
+
+
+class _TlsSocket(ssl.SSLSocket):
+    """A TLS socket whose peer may have gone before it is made: that is found out in the handshake.
+
+    Python's own asks for the peer's address while it is made. If there is none any more, it raises, and
+    nobody has the half-made socket, which has taken the descriptor over, to close it.
+    """
+
+    def getpeername(self) -> object:
+        """Return the peer's address, None if it has gone."""
+        try:
+            return super().getpeername()
+        except OSError:
+            return None
 
 
 def _pem_text(certificate: x509.Certificate) -> str:

@@ -189,20 +189,17 @@ def open_server(
 def _handshake(
     sock: socket.socket, context: ssl.SSLContext, who: str, deadline: Deadline, *, server_side: bool
 ) -> ssl.SSLSocket:
+    opened: socket.socket = sock
     try:
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.settimeout(deadline.remaining(who))
-        wrapped = context.wrap_socket(sock, server_side=server_side, do_handshake_on_connect=False)
-    except BaseException:
-        sock.close()
-        raise
-    try:
+        opened = wrapped = context.wrap_socket(sock, server_side=server_side, do_handshake_on_connect=False)
         # The timeout covers the handshake as a whole, not each read.
         wrapped.do_handshake()
     except BaseException as error:
-        wrapped.close()
+        opened.close()
         if isinstance(error, OSError):
             raise _handshake_error(error, who, deadline) from error
         raise

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import queue
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -377,6 +379,27 @@ def test_nobody_at_the_address_is_a_lost_peer_with_name_and_address(keyring: Key
         endpoint = Endpoint("party-0", "127.0.0.1", port, keyring["party-0"].public_key)
         with pytest.raises(PeerLostError, match=f"party-0 to accept connections at 127.0.0.1:{port}"):
             connect(endpoint, keyring["user"], deadline=_soon())
+
+
+@pytest.mark.parametrize("server_side", [False, True])
+def test_threat_43_a_peer_that_is_gone_before_the_handshake_is_a_lost_peer(
+    keyring: Keyring, server_side: bool
+) -> None:
+    """A party that was killed a moment after it had accepted: its kernel resets the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far.close()
+    endpoint = Endpoint("party-0", "nowhere", 1, keyring["party-0"].public_key)
+    with pytest.raises(PeerLostError, match="a connecting peer" if server_side else "party-0"):
+        _ = (
+            open_server(near, keyring["party-0"], deadline=_soon())
+            if server_side
+            else open_client(near, endpoint, keyring["user"], deadline=_soon())
+        )
+    # Nothing is left open: a socket that was would warn here, and a warning is an error.
+    gc.collect()
 
 
 def test_threat_43_a_party_that_accepts_and_says_nothing_is_named(keyring: Keyring) -> None:
