@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -129,12 +130,15 @@ def test_drop_each_round_is_exact_and_repeatable() -> None:
         DropEachRound(11, 10, seed=7)
 
 
-def test_after_the_timeout_nobody_else_is_asked() -> None:
-    app = ClientApp()
+def test_after_the_timeout_nobody_else_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, now = ClientApp(), [100.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr(grid_module, "time", clock)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         time.sleep(0.05)
+        now[0] += 1
         return Message(RecordDict(), reply_to=message)
 
     grid = InProcessGrid(app, node_configs(3))
@@ -239,7 +243,7 @@ def test_a_prompt_grid_returns_in_time_with_the_replies_that_are_there(
     monkeypatch.setattr(grid_module, "PULL_S", 0.01)
     slow = SlowGrid(echo(), 3, silent=1)
 
-    replies = list(PromptGrid(slow).send_and_receive(orders(3), timeout=0.3))
+    replies = list(PromptGrid(slow).send_and_receive(orders(3), timeout=1.0))
 
     assert sorted(reply.metadata.src_node_id - FIRST_NODE_ID for reply in replies) == [0, 2]
     assert slow.pulls > 3
