@@ -48,7 +48,7 @@ def parties() -> Iterator[Callable[..., list[SocketChannel]]]:
         channel.interrupt()
         channel.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -68,7 +68,7 @@ def asks(size: int) -> list[Ask]:
 def test_each_gets_its_own_and_the_replies_keep_the_order(parties: Callable[..., list], size: int) -> None:
     channels = parties(echo, echo, echo)
     for _ in range(2):
-        replies = ask_each(channels, asks(size), Pong, Deadline.after(10))
+        replies = ask_each(channels, asks(size), Pong, Deadline.after(60))
         assert replies == [(Pong(number), bytearray([number]) * size) for number in range(3)]
 
 
@@ -80,48 +80,48 @@ def test_a_party_that_answers_only_after_all_were_asked_is_no_deadlock(
 
     def together(request: Call) -> Reply:
         body = request.body.read()
-        everyone.wait(10)
+        everyone.wait(60)
         return Reply(Pong(request.message.number), body)
 
     channels = parties(together, together, together)
-    assert len(ask_each(channels, asks(size), Pong, Deadline.after(10))) == 3
+    assert len(ask_each(channels, asks(size), Pong, Deadline.after(60))) == 3
 
 
 def test_the_first_error_is_told_and_the_others_may_still_answer(parties: Callable[..., list]) -> None:
     channels = parties(echo, fail, echo)
     with pytest.raises(ServiceEndedError, match="bob: it is over"):
-        ask_each(channels, asks(10), Pong, Deadline.after(10))
+        ask_each(channels, asks(10), Pong, Deadline.after(60))
     # Nothing is outstanding, so everyone can be asked again.
     with pytest.raises(ServiceEndedError):
-        ask_each(channels, asks(10), Pong, Deadline.after(10))
+        ask_each(channels, asks(10), Pong, Deadline.after(60))
 
 
 def test_who_is_silent_after_an_error_is_given_up_and_closed(
     parties: Callable[..., list], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "GRACE_S", 0.1)
+    monkeypatch.setattr(asking, "GRACE_S", 1.0)
     go_on = threading.Event()
 
     def late(request: Call) -> Reply:
-        go_on.wait(10)
+        go_on.wait(60)
         return Reply(Pong(request.message.number))
 
     channels = parties(late, fail, echo)
     began = time.monotonic()
     with pytest.raises(ServiceEndedError, match="bob"):
-        ask_each(channels, asks(10), Pong, Deadline.after(30))
-    assert time.monotonic() - began < 5
+        ask_each(channels, asks(10), Pong, Deadline.after(60))
+    assert time.monotonic() - began < 30
     go_on.set()
     # The late answer can never be taken for the answer to another question.
     with pytest.raises(PeerLostError, match="alice"):
-        ask_each(channels, asks(10), Pong, Deadline.after(5))
+        ask_each(channels, asks(10), Pong, Deadline.after(60))
 
 
 def test_the_deadline_names_who_is_silent(parties: Callable[..., list]) -> None:
     go_on = threading.Event()
 
     def late(request: Call) -> Reply:
-        go_on.wait(10)
+        go_on.wait(60)
         raise DataError("too late")
 
     channels = parties(echo, late, echo)
@@ -134,4 +134,4 @@ def test_a_party_that_is_gone_is_named(parties: Callable[..., list]) -> None:
     channels = parties(echo, echo, echo)
     channels[2].interrupt()
     with pytest.raises(FedsecError, match="carol"):
-        ask_each(channels, asks(10), Pong, Deadline.after(5))
+        ask_each(channels, asks(10), Pong, Deadline.after(60))

@@ -34,7 +34,7 @@ from fedsec.transport import Channel, Deadline, Peer, Role, Route, SocketChannel
 from fedsec.transport.hosting import Guests
 
 NAMES = ("alice", "bob", "carol")
-LIMITS = Limits(heartbeat_s=0.05, silence_s=5.0)
+LIMITS = Limits(heartbeat_s=0.05, silence_s=20.0)
 USER = b"u" * 32
 
 
@@ -172,7 +172,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         for link in seat.links:
             link.close()
         if seat.thread is not None:
-            seat.thread.join(10)
+            seat.thread.join(60)
             assert not seat.thread.is_alive()
 
 
@@ -204,7 +204,7 @@ def ask(
 def answer(tickets: list[Ticket]) -> np.ndarray:
     total = np.zeros(1, np.uint64)
     for ticket in tickets:
-        assert ticket.done.wait(10)
+        assert ticket.done.wait(60)
         total = total + np.frombuffer(ticket.outcome(), np.uint64)
     return total
 
@@ -212,7 +212,7 @@ def answer(tickets: list[Ticket]) -> np.ndarray:
 def ends(seats: list[Seat]) -> list[object]:
     for seat in seats:
         if seat.thread is not None:
-            seat.thread.join(10)
+            seat.thread.join(60)
     return [seat.outcome[0] if seat.outcome else None for seat in seats]
 
 
@@ -257,7 +257,7 @@ def test_threat_33_a_users_quota_is_kept_while_others_are_served(start: Start) -
     other = ask(seats, 7, images(2), user=b"v" * 32)
     for tickets in (first, second, other):
         answer(tickets)
-    assert third[0].done.wait(10)
+    assert third[0].done.wait(60)
     with pytest.raises(FedsecError):
         third[0].outcome()
     assert ends(seats) == [[], [], []]
@@ -268,9 +268,8 @@ def test_threat_51_parts_under_another_certificate_never_join(start: Start) -> N
     stolen = ask(seats, 1, images(1), user=b"a" * 32, parties=(0,))
     spliced = ask(seats, 1, images(1), user=b"b" * 32, parties=(1, 2))
     np.testing.assert_array_equal(answer(ask(seats, 2, images(1))), 2 * images(1))
-    time.sleep(0.2)
+    until(lambda: stolen[0].lacking == "bob and carol got no part of it")
     assert not any(ticket.done.is_set() for ticket in stolen + spliced)
-    assert stolen[0].lacking == "bob and carol got no part of it"
     assert seats[0].book.answered() == 1
 
 
@@ -322,7 +321,7 @@ def test_threat_43_a_silent_party_is_noticed_within_the_deadline(start: Start, w
     began = time.monotonic()
     seats = start(run=others, limits=replace(LIMITS, silence_s=0.5))
     outcomes = [ends(seats)[me] for me in others]
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert all(isinstance(outcome, PeerLostError) for outcome in outcomes)
     assert any(isinstance(outcome, DeadlineError) and NAMES[who] in str(outcome) for outcome in outcomes)
 
@@ -334,7 +333,7 @@ def test_a_failed_computation_is_charged_to_the_user_but_not_counted_as_answered
     seats = start(num_requests=5, quota=5, compute=broken)
     tickets = ask(seats, 1, images(2))
     for ticket in tickets:
-        assert ticket.done.wait(10)
+        assert ticket.done.wait(60)
         with pytest.raises(ProtocolError):
             ticket.outcome()
     assert [seat.book.left() for seat in seats] == [5, 5, 5]
@@ -361,14 +360,14 @@ def test_threat_18_an_id_that_was_answered_is_refused(start: Start) -> None:
     answer(ask(seats, 1, images(1)))
     again = ask(seats, 1, images(1))
     for ticket in again:
-        assert ticket.done.wait(10)
+        assert ticket.done.wait(60)
     with pytest.raises(ProtocolError, match="fresh"):
         again[0].outcome()
 
 
 def test_a_malformed_step_ends_the_service_and_names_the_sender(start: Start) -> None:
     seats = start(run=(1,), limits=replace(LIMITS, silence_s=2.0))
-    seats[0].links[1].send("serve_proposal", b"\xc1 not msgpack", Deadline.after(1))
+    seats[0].links[1].send("serve_proposal", b"\xc1 not msgpack", Deadline.after(30))
     outcome = ends(seats)[1]
     assert isinstance(outcome, ProtocolError)
     assert "alice" in str(outcome)
@@ -397,7 +396,7 @@ def test_looking_for_hopeless_requests_reads_the_book_once_a_certificate(
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -436,7 +435,7 @@ def test_a_request_waits_for_one_portion_at_most(start: Start) -> None:
 
     def portion() -> None:
         time.sleep(10 * PORTION_S * BUSY)
-        may_end.acquire(timeout=20)
+        may_end.acquire(timeout=60)
 
     seats = start(portion=portion)
     one_by_one = [("prepare", 1, "logits"), ("predict", 1, "logits")]
@@ -467,7 +466,7 @@ def test_nothing_is_prepared_in_plain_mode(start: Start) -> None:
 def test_a_leader_that_demands_more_than_it_may_is_left(start: Start, count: int, reveal: Reveal) -> None:
     seats = start(run=(1,), reveals=("logits",))
     demand = Proposal((), None, count, reveal)
-    seats[0].links[1].send("serve_proposal", msgspec.msgpack.encode(demand), Deadline.after(1))
+    seats[0].links[1].send("serve_proposal", msgspec.msgpack.encode(demand), Deadline.after(30))
     outcome = ends(seats)[1]
     assert isinstance(outcome, ProtocolError)
     assert seats[1].engine.calls == []
@@ -477,7 +476,7 @@ def test_followers_say_ahead_what_they_hold_and_nothing_is_decided_without_the_l
     seats = start(run=(1, 2))
     ask(seats, 1, images(1), parties=(1, 2))
     ballots = [
-        msgspec.msgpack.decode(link.receive("serve_ballot", max_bytes=1000, deadline=Deadline.after(5)))
+        msgspec.msgpack.decode(link.receive("serve_ballot", max_bytes=1000, deadline=Deadline.after(30)))
         for link in seats[0].links
     ]
     named = [[USER, key(1).request, 1, "logits"]]
@@ -486,7 +485,7 @@ def test_followers_say_ahead_what_they_hold_and_nothing_is_decided_without_the_l
 
 
 def ballot_at(link: Channel) -> Ballot:
-    frame = link.receive("serve_ballot", max_bytes=1000, deadline=Deadline.after(5))
+    frame = link.receive("serve_ballot", max_bytes=1000, deadline=Deadline.after(30))
     return msgspec.msgpack.decode(frame, type=Ballot)
 
 
@@ -500,7 +499,7 @@ def test_a_batch_is_agreed_whether_or_not_the_leader_passes_ballots_on(start: St
     ahead = (ballots[1], ballots[2]) if passed_on else (None, None)
     proposal = msgspec.msgpack.encode(Proposal(entries, Ballot((0,)), ahead=ahead))
     for link in seats[0].links:
-        link.send("serve_proposal", proposal, Deadline.after(1))
+        link.send("serve_proposal", proposal, Deadline.after(30))
     until(lambda: all(("predict", 1, "logits") in seat.engine.calls for seat in seats[1:]))
     assert [seat.book.answered() for seat in seats] == [0, 1, 1]
 
@@ -516,7 +515,7 @@ def test_followers_whose_ballots_cross_with_proposals_tell_each_other_at_once(st
         ahead = (ballots[1], ballots[2]) if number >= 3 else (None, None)
         proposal = msgspec.msgpack.encode(Proposal((Entry(*key(number), 1),), Ballot((0,)), ahead=ahead))
         for link in seats[0].links:
-            link.send("serve_proposal", proposal, Deadline.after(1))
+            link.send("serve_proposal", proposal, Deadline.after(30))
         until(lambda number=number: all(seat.book.answered() == number for seat in seats[1:]))
 
 
@@ -527,7 +526,7 @@ def test_a_leader_that_passes_on_another_ballot_than_was_cast_is_left(start: Sta
     other = Ballot((), ahead=(Entry(*key(2), 1),))
     assert cast.ahead == (Entry(*key(1), 1),)
     proposal = Proposal((Entry(*key(2), 1),), Ballot((0,)), ahead=(other, None))
-    seats[0].links[1].send("serve_proposal", msgspec.msgpack.encode(proposal), Deadline.after(1))
+    seats[0].links[1].send("serve_proposal", msgspec.msgpack.encode(proposal), Deadline.after(30))
     outcome = ends(seats)[1]
     assert isinstance(outcome, ProtocolError)
     assert "alice" in str(outcome)
@@ -551,10 +550,10 @@ def test_a_leader_that_proposes_more_than_a_batch_is_left(start: Start) -> None:
     most = LIMITS.batch_images
     for number in range(2):
         ask(seats, number, images(most // 2 + 1), parties=(1,))
-    seats[0].links[1].receive("serve_ballot", max_bytes=1000, deadline=Deadline.after(5))
+    seats[0].links[1].receive("serve_ballot", max_bytes=1000, deadline=Deadline.after(30))
     entries = tuple(Entry(*key(number), most // 2 + 1) for number in range(2))
     proposal = Proposal(entries, Ballot((0, 0)))
-    seats[0].links[1].send("serve_proposal", msgspec.msgpack.encode(proposal), Deadline.after(1))
+    seats[0].links[1].send("serve_proposal", msgspec.msgpack.encode(proposal), Deadline.after(30))
     outcome = ends(seats)[1]
     assert isinstance(outcome, ProtocolError)
     assert f"at most {most} images in a proposal of" in str(outcome)
@@ -566,13 +565,13 @@ def test_threat_34_a_follower_says_only_once_ahead_what_the_leader_never_propose
     ask(seats, 100, images(1), user=b"e" * 32, parties=(1, 2))
     heartbeat = msgspec.msgpack.encode(Proposal((), Ballot(())))
     for link in seats[0].links:
-        link.receive("serve_ballot", max_bytes=1000, deadline=Deadline.after(5))
-        link.send("serve_proposal", heartbeat, Deadline.after(1))
+        link.receive("serve_ballot", max_bytes=1000, deadline=Deadline.after(30))
+        link.send("serve_proposal", heartbeat, Deadline.after(30))
     time.sleep(0.1)
     ask(seats, 1, images(1), parties=(1, 2))
     for link in seats[0].links:
         ballot = msgspec.msgpack.decode(
-            link.receive("serve_ballot", max_bytes=1000, deadline=Deadline.after(5)), type=Ballot
+            link.receive("serve_ballot", max_bytes=1000, deadline=Deadline.after(30)), type=Ballot
         )
         assert [entry.request for entry in ballot.ahead or ()] == [key(100).request, key(1).request]
 
@@ -610,7 +609,7 @@ def test_many_threads_of_clients_get_their_own_answers_in_one_order(start: Start
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive()
     assert wrong == []
     until(lambda: seats[0].engine.calls == seats[1].engine.calls == seats[2].engine.calls)
@@ -618,14 +617,15 @@ def test_many_threads_of_clients_get_their_own_answers_in_one_order(start: Start
 
 
 def test_what_waits_at_one_party_only_holds_up_nobody(start: Start) -> None:
-    seats = start()
+    seats = start(run=())
+    # Whoever had to sit out a rest of theirs would wait for longer than this test does.
+    proposer = seats[0].loop._proposer
+    proposer.first_rest_s = proposer.longest_rest_s = 600.0
     for party in range(3):
         for number in range(4):
             ask(seats, 100 + number, images(1), user=bytes([200 + party]) * 32, parties=(party,))
-    times = []
+    for seat in seats:
+        seat.thread = threading.Thread(target=seat.run, daemon=True)
+        seat.thread.start()
     for number in range(20):
-        began = time.monotonic()
         np.testing.assert_array_equal(answer(ask(seats, number, images(1))), 2 * images(1))
-        times.append(time.monotonic() - began)
-    # Far below the longest rest of 50 ms, on a busy machine, too.
-    assert sorted(times)[10] < 0.04

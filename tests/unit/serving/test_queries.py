@@ -69,7 +69,7 @@ class House:
             client, query, Answer, body=self._body, deadline=Deadline.after(30), max_body_bytes=100
         )
 
-    def receive(self, seconds: float = 5.0) -> None:
+    def receive(self, seconds: float = 30.0) -> None:
         for channel in wait_any(list(self.queries.guests.channels), seconds):
             self.queries.guests.receive(channel)
 
@@ -81,7 +81,7 @@ class House:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = Deadline.after(5)
+    deadline = Deadline.after(60)
     while not condition():
         deadline.remaining("the other thread")
         time.sleep(0.002)
@@ -94,7 +94,7 @@ def house(model: tuple[Plan, Weights], tmp_path: Path) -> Iterator[House]:
         yield made
         made.queries.guests.close()
     for thread in made.threads:
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -109,7 +109,7 @@ def test_threat_37_a_user_that_hangs_up_leaves_no_request_behind(house: House) -
     house.vote()
     until(lambda: not house.room.occupied)
     for thread in house.threads:
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
 
 

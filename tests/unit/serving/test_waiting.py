@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from fedsec.errors import DeadlineError, PeerLostError, ServiceEndedError, UsageError
 from fedsec.ring import RING64
 from fedsec.serving import parts
+from fedsec.serving import waiting as waiting_module
 from fedsec.serving.agreement import RequestKey, Wish
 from fedsec.serving.parts import Part
 from fedsec.serving.waiting import WaitingRoom
@@ -175,7 +176,7 @@ def test_a_part_that_comes_between_looking_and_sleeping_wakes_the_compute_thread
     waiting.admit(key(1), 1, "logits", part)
     sleeper = threading.Thread(target=wait_any, args=([], 60, waiting.bell))
     sleeper.start()
-    sleeper.join(5)
+    sleeper.join(30)
     assert not sleeper.is_alive()
 
 
@@ -184,14 +185,14 @@ def test_wake_ends_the_sleep() -> None:
     sleeper = threading.Thread(target=wait_any, args=([], 60, waiting.bell))
     sleeper.start()
     waiting.wake()
-    sleeper.join(5)
+    sleeper.join(30)
     assert not sleeper.is_alive()
 
 
 def test_a_draining_room_refuses_what_is_new_and_waits_for_what_it_has() -> None:
     waiting = room()
     waiting.admit(key(1), 1, "logits", part)
-    drained = threading.Thread(target=waiting.drain, args=(ServiceEndedError("it ends"), 10.0))
+    drained = threading.Thread(target=waiting.drain, args=(ServiceEndedError("it ends"), 60.0))
     drained.start()
     while True:
         try:
@@ -202,7 +203,7 @@ def test_a_draining_room_refuses_what_is_new_and_waits_for_what_it_has() -> None
     assert drained.is_alive()
     assert waiting.occupied == 1
     waiting.resolve(key(1), b"answer")
-    drained.join(5)
+    drained.join(30)
     assert not drained.is_alive()
 
 
@@ -213,19 +214,23 @@ def test_draining_ends_also_if_something_waits_for_ever() -> None:
     assert waiting.occupied == 1
 
 
-def test_threat_37_a_part_that_nobody_gives_up_goes_after_the_longest_wait() -> None:
+def test_threat_37_a_part_that_nobody_gives_up_goes_after_the_longest_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(waiting_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     waiting = room(longest_s=0.05)
     left = waiting.admit(key(1), 1, "logits", part)
     waiting.release()
     assert list(waiting.held()) == [key(1)]
-    time.sleep(0.06)
+    now[0] += 0.06
     being_decided = waiting.admit(key(2), 1, "logits", part)
     waiting.release()
     assert list(waiting.held()) == [key(2)]
     with pytest.raises(DeadlineError, match=r"0\.05 s"):
         left.outcome()
     waiting.reserve([key(2)])
-    time.sleep(0.06)
+    now[0] += 0.06
     waiting.release()
     assert (waiting.occupied, being_decided.done.is_set()) == (1, False)
     waiting.put_off(key(2), "nobody knows")

@@ -11,7 +11,7 @@ from fedsec.transport import Deadline, Role, exchange, memory_mesh, rounds_of
 
 
 def _soon() -> Deadline:
-    return Deadline.after(5.0)
+    return Deadline.after(30.0)
 
 
 def test_messages_arrive_in_order_and_are_counted_at_both_ends() -> None:

@@ -33,19 +33,19 @@ def pairs() -> Iterator[list[Pair]]:
 def test_the_channels_with_something_are_named(pairs: list[Pair]) -> None:
     here = [pair[0] for pair in pairs]
     assert wait_any(here, 0.0) == []
-    pairs[2][1].send("x", b"1", Deadline.after(1))
-    assert wait_any(here, 5.0) == [here[2]]
+    pairs[2][1].send("x", b"1", Deadline.after(30))
+    assert wait_any(here, 30.0) == [here[2]]
     pairs[0][1].close()
-    assert set(wait_any(here, 5.0)) == {here[0], here[2]}
-    assert here[2].receive("x", max_bytes=1, deadline=Deadline.after(1)) == b"1"
+    assert set(wait_any(here, 30.0)) == {here[0], here[2]}
+    assert here[2].receive("x", max_bytes=1, deadline=Deadline.after(30)) == b"1"
     here[1].close()
-    assert here[1] in wait_any(here[1:], 5.0)
+    assert here[1] in wait_any(here[1:], 30.0)
 
 
 def test_time_ends_the_wait(pairs: list[Pair]) -> None:
     began = time.monotonic()
     assert wait_any([pairs[0][0]], 0.05, Bell()) == []
-    assert 0.05 <= time.monotonic() - began < 5
+    assert 0.05 <= time.monotonic() - began < 30
 
 
 def test_a_bell_that_rang_before_ends_one_wait_and_is_silent_then(pairs: list[Pair]) -> None:

@@ -35,7 +35,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
 
 
 def _soon() -> Deadline:
-    return Deadline.after(5)
+    return Deadline.after(30)
 
 
 def _together(*works: Callable[[], object]) -> list[object]:
@@ -51,7 +51,7 @@ def _together(*works: Callable[[], object]) -> list[object]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     return results
 
 
