@@ -131,12 +131,15 @@ def _ledger(health: ServiceHealth) -> Table:
     )
     table.add_column("images", justify="right")
     table.add_column("revealed")
-    table.add_column("epsilon", justify="right")
+    noisy = any(query.epsilon for query in health.queries)
+    if noisy:
+        table.add_column("epsilon", justify="right")
     for query in health.queries:
         revealed = query.reveal if query.answered else "nothing: interrupted"
         images = str(query.images)
         who = (query.name or "?", _short(query.fingerprint))
-        table.add_row(_when(query.at), *who, images, revealed, f"{query.epsilon:g}" if query.epsilon else "-")
+        spent = [f"{query.epsilon:g}"] if noisy else []
+        table.add_row(_when(query.at), *who, images, revealed, *spent)
     return table
 
 

@@ -84,3 +84,22 @@ def test_an_epsilon_too_small_for_so_many_classes_is_refused() -> None:
 def test_a_table_that_is_no_law_is_refused(classes: int, bits: int, others: int) -> None:
     with pytest.raises(UsageError, match="the likeliest answer"):
         ResponseLaw(classes, bits, others)
+
+
+def test_the_page_of_serving_says_what_noise_costs_in_accuracy(pytestconfig: pytest.Config) -> None:
+    """Asked, spent, p, and p a + q (1 - a) for a = 0.98: of the table as it is, near the published law."""
+    page = (pytestconfig.rootpath / "docs" / "explanation" / "serving.md").read_text()
+    head = "| E, ten classes | spent on an image | p | of 98 % right answers are left |"
+    lines = page[page.index(head) :].split("\n\n")[0].splitlines()[2:]
+
+    assert len(lines) == 8
+    for line in lines:
+        asked, spent, p, left = (cell.strip(" %") for cell in line.strip("|").split("|"))
+        shifts = ResponseLaw.of(10, float(asked)).shifts
+        truth = float(np.mean(shifts == 0))
+        wrong = (1 - truth) / 9
+        assert p == f"{truth:.3f}"
+        assert spent == f"{math.log(truth / wrong):.3f}"
+        assert left == f"{100 * (truth * 0.98 + wrong * 0.02):.1f}"
+        published = math.exp(float(asked)) / (math.exp(float(asked)) + 9)
+        assert published - 0.01 <= truth <= published
