@@ -66,8 +66,8 @@ def canonical():
     return pack([
         1, bytes(range(16)), 3, "train", member, [["x", bytes([4]) * 32], ["y", bytes([5]) * 32]],
         "rotate", "server", ["server", bytes([6]) * 32], [["kernel", "float32", [2, 3], 1.5]],
-        [bytes([7]) * 32], config, [["loss", 0.0, 20.0]], [2, 32, "examples", 3, 1.5, 1000, 10.0, None], 2, 60.0,
-        None,
+        [bytes([7]) * 32], config, [["loss", 0.0, 20.0]], [2, 32, "examples", 3, 1.5, 1000, 10.0, None],
+        2, 60.0, None,
     ])  # fmt: skip
 
 

@@ -121,5 +121,5 @@ def test_a_run_says_what_the_privacy_of_whole_hospitals_costs() -> None:
     text = shown({**SUMMARY, "whole_hospital": spent})
     assert "Privacy of whole hospitals: epsilon 8.000 at delta 1e-05 after 6 rounds, for one whole" in text
     assert "This rests on: no two" in text
-    assert "with 2 hospitals: noise of 0.5 clips in each parameter of an average, 74.4 clips long over" in text
+    assert "with 2 hospitals: noise of 0.5 clips in each parameter of an average, 74.4 clips long" in text
     assert "whole hospitals" not in shown(SUMMARY)
