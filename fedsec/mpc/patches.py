@@ -103,7 +103,7 @@ class _Shapes(NamedTuple):
 
     images: tuple[int, ...]
     kernel: tuple[int, ...]
-    result: tuple[int, ...]
+    result: tuple[int, int, int, int]
     rows: tuple[int, ...]
     summed: tuple[int, ...]
     gathered: tuple[int, ...]
@@ -171,13 +171,15 @@ def patches(
     """
     if ring_of(images).bits < RING32.bits:
         return patches_plain(images, kernel, window)
-    number, height, width, channels = images.shape
-    (rows, columns), places, sizes = _geometry(images.shape[1:], kernel, window)
-    summed = np.empty((rows, columns * channels), dtype=images.dtype)
-    gathered = np.empty((number * places[0] * places[1], kernel[0] * kernel[1] * channels), images.dtype)
-    flat = np.ascontiguousarray(images).reshape(number, height, width * channels)
-    compiled().gather(flat, sizes, summed, gathered)
-    return gathered, (number, *places, kernel[3])
+    shapes = _shapes_of(images.shape, kernel, window)
+    gathered: RingArray = np.empty(shapes.gathered, images.dtype)
+    compiled().gather(
+        np.ascontiguousarray(images).reshape(shapes.images),
+        shapes.sizes,
+        np.empty(shapes.summed, images.dtype),
+        gathered,
+    )
+    return gathered, shapes.result
 
 
 def patches_plain(
