@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from fedsec.errors import UsageError
-from fedsec.mpc import Party, truncate
+from fedsec.mpc import Party, multiply_fraction
 from fedsec.nn.plan import Plan, WeightSpec
 from fedsec.nn.weights import dropped_bits
 from fedsec.sharing.replicated import RepShare
@@ -91,7 +91,7 @@ def rescale(
 ) -> tuple[RepShare, ...]:
     """Turn gathered words of a state into the plan's parameters, in shares.
 
-    Security: multiplication is local, ``truncate`` is the protocol that all truncations use.
+    Security: ``multiply_fraction``, or a product with a public number, which is local.
 
     Args:
         party: This party's session in the 64-bit ring.
@@ -112,18 +112,16 @@ def rescale(
 
 
 def _rescaled(party: Party, source: Source, spec: WeightSpec, words: RepShare) -> RepShare:
-    moved = words if source.start is None else words.scale_public(source.factor)
     if source.start is None or not source.shift:
+        moved = words if source.start is None else words.scale_public(source.factor)
         return RepShare(moved.own, moved.next, spec.fraction_bits)
-    # Truncation gives the floor or one unit less; a unit more before it makes that right on average.
-    moved = moved.add_public(party.id, 1 << source.shift).reshape(-1)
-    long = RepShare(moved.own, moved.next, spec.fraction_bits + source.shift)
-    parts = [truncate(party, part, source.shift) for part in _parts(long)]
+    pieces = _pieces(words.reshape(-1))
+    parts = [multiply_fraction(party, piece, source.factor, source.shift) for piece in pieces]
     own, following = (np.concatenate([getattr(part, side) for part in parts]) for side in ("own", "next"))
     return RepShare(own, following, spec.fraction_bits).reshape(*spec.shape)
 
 
-def _parts(words: RepShare) -> Iterator[RepShare]:
+def _pieces(words: RepShare) -> Iterator[RepShare]:
     for start in range(0, words.size, _AT_ONCE):
         yield words[start : start + _AT_ONCE]
 
