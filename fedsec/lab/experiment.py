@@ -139,7 +139,7 @@ def local_cluster(folder: RunFolder, scenario: Scenario, ports: Sequence[int] | 
             ring_bits=(32, 64) if settings.reveal_to == "nobody" else (settings.ring_bits,),
             reveal_to=(settings.reveal_to,),
             weights=(plan.weights,),
-            metrics=plan.train_metrics,
+            metrics={**plan.train_metrics, **plan.evaluate_metrics},
             hospital_epsilon=privacy.target_epsilon if scenario.hospital_level else 0.0,
             hospital_delta=privacy.delta,
             hospital_colluding=privacy.colluding_aggregators,

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 import fedsec
+from fedsec.aggregation import TrustLimits
+from fedsec.cluster.cluster import Cluster
+from fedsec.federation.plan import EVALUATE_METRICS
+from fedsec.lab.experiment import local_cluster
 from fedsec.lab.plan import round_plan
+from fedsec.lab.rundir import RunFolder
 from fedsec.privacy.accounting import SampledGaussian, epsilon_of
 from fedsec.scenario import Scenario
 
@@ -49,3 +54,15 @@ def test_what_is_opened_under_privacy_is_the_mean_alone() -> None:
     assert plain.weights == "examples"
     assert not private.train_metrics
     assert private.weights == "equal"
+
+
+def test_hospitals_of_a_sealed_run_admit_the_noisy_metrics_of_its_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else has the model: without them no round would have an accuracy."""
+    limits: list[TrustLimits] = []
+    monkeypatch.setattr(Cluster, "local", lambda *_, **named: limits.append(named["limits"]))
+    for reveal_to in ("hospitals", "server"):
+        values = {"privacy": {"target_epsilon": 2.0}, "aggregation": {"reveal_to": reveal_to}}
+        local_cluster(RunFolder.create(tmp_path, reveal_to), Scenario.from_values(values))
+    assert [one.metrics for one in limits] == [EVALUATE_METRICS, {}]
