@@ -18,7 +18,7 @@ import numpy as np
 from fedsec.errors import UsageError
 from fedsec.mpc import Party, multiply_fraction
 from fedsec.nn.plan import Plan, WeightSpec
-from fedsec.nn.weights import dropped_bits
+from fedsec.nn.weights import bias_corrections
 from fedsec.sharing.replicated import RepShare
 
 WORD_BITS = 62
@@ -102,13 +102,15 @@ def rescale(
     Returns:
         Arrays as ``share_weights`` gives them, each off by at most one unit and right on average.
     """
-    made_up = [0] * len(words)
-    made_up[1::2] = [1 << bits if bits else 0 for bits in dropped_bits(plan)]
     with party.step("rescale"):
-        return tuple(
-            _rescaled(party, source, spec, share).add_public(party.id, more)
-            for source, spec, share, more in zip(sources, plan.weight_specs, words, made_up, strict=True)
-        )
+        scaled = [
+            _rescaled(party, source, spec, share)
+            for source, spec, share in zip(sources, plan.weight_specs, words, strict=True)
+        ]
+    return tuple(
+        share.add_public(party.id, more) if more else share
+        for share, more in zip(scaled, bias_corrections(plan), strict=True)
+    )
 
 
 def _rescaled(party: Party, source: Source, spec: WeightSpec, words: RepShare) -> RepShare:

@@ -49,21 +49,22 @@ def load_weights(path: Path, plan: Plan) -> Weights:
 def encode_weights(plan: Plan, weights: Weights) -> list[RingArray]:
     """Return the parameters as ring elements, each with the fraction bits that the plan gives it.
 
-    A bias is larger by what the truncation after it loses on average (``dropped_bits``).
+    A bias is larger by what the truncation after it loses on average (``bias_corrections``).
 
     Raises:
         InputError: If number or shapes are not those of the plan.
         RangeError: If a parameter does not fit the ring.
     """
     _check_weights(plan, weights)
-    encoded = [
-        encode(array, spec.fraction_bits, RING64)
-        for array, spec in zip(weights, plan.weight_specs, strict=True)
+    return [
+        encode(array, spec.fraction_bits, RING64) + np.uint64(more)
+        for array, spec, more in zip(weights, plan.weight_specs, bias_corrections(plan), strict=True)
     ]
-    for number, bits in enumerate(dropped_bits(plan)):
-        if bits:
-            encoded[2 * number + 1] += np.uint64(1 << bits)
-    return encoded
+
+
+def bias_corrections(plan: Plan) -> list[int]:
+    """Return what is added to every element of each array, in units: 0 for kernels, see ``dropped_bits``."""
+    return [more for bits in dropped_bits(plan) for more in (0, 1 << bits if bits else 0)]
 
 
 def dropped_bits(plan: Plan) -> list[int]:
