@@ -194,6 +194,8 @@ def _pooled(model: Any) -> dict[int, Any]:
 def _joins(layer: Any, pooling: Any) -> bool:
     return (
         type(layer) is keras.layers.Conv2D
+        # What is frozen is computed as Keras does, and so is the pooling behind it.
+        and layer.trainable
         and type(pooling) is keras.layers.AveragePooling2D
         and layer.padding == "valid"
         and tuple(layer.strides) == tuple(layer.dilation_rate) == (1, 1)

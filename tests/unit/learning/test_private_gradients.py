@@ -201,6 +201,16 @@ def test_convolution_and_pooling_become_one_and_stay_the_same_function() -> None
     check(model, images("float64", (11, 10, 2)), 1e-12)
 
 
+def test_a_frozen_convolution_keeps_the_pooling_behind_it() -> None:
+    in_precision("float64")
+    frozen = L.Conv2D(3, 3, trainable=False)
+    model = randomised(
+        keras.Sequential([keras.Input((11, 10, 2)), frozen, L.AveragePooling2D(2), L.Flatten(), L.Dense(10)])
+    )
+    assert not examined(model).pooled
+    check(model, images("float64", (11, 10, 2)), 1e-12)
+
+
 def test_a_layer_without_a_rule_takes_the_loop() -> None:
     in_precision("float64")
     model = randomised(
