@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,6 +53,12 @@ class Audited:
     folder: RunFolder
     reporter: Reporter
 
+    def one_by_one(self) -> Iterator[Subject]:
+        """Give each run, and report it when it is done."""
+        for subject in self.subjects:
+            yield subject
+            self.reporter.step(subject.folder.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -62,7 +68,7 @@ class Part:
         title: What is done, for people who wait.
         attack: Returns what ``audit.json`` gets.
         of_each_run: Whether that is a list, one entry a run, which goes to the runs.
-        steps: What is counted on the way.
+        steps: What is counted on the way, where it is not the runs.
     """
 
     title: str
@@ -72,16 +78,18 @@ class Part:
 
 
 def _membership(audited: Audited) -> list[dict[str, Any]]:
-    return [{**asdict(membership(one)), "others_are": one.origin} for one in audited.subjects]
+    return [{**asdict(membership(one)), "others_are": one.origin} for one in audited.one_by_one()]
 
 
 def _lira(audited: Audited) -> list[dict[str, Any]]:
-    return [{**asdict(lira(one)), "shadows": SHADOWS, "others_are": one.origin} for one in audited.subjects]
+    return [
+        {**asdict(lira(one)), "shadows": SHADOWS, "others_are": one.origin} for one in audited.one_by_one()
+    ]
 
 
 def _fairness(audited: Audited) -> list[dict[str, Any]]:
     """Measure every run, and what the others change for the groups of the first."""
-    found = [fairness(subject) for subject in audited.subjects]
+    found = [fairness(subject) for subject in audited.one_by_one()]
     changes = [None, *(change(found[0], one) for one in found[1:])]
     return [
         {
@@ -99,7 +107,7 @@ def _model_inversion(audited: Audited) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     drawn: list[tuple[str, npt.NDArray[np.float64]]] = []
     labels: list[int] = []
-    for subject in audited.subjects:
+    for subject in audited.one_by_one():
         try:
             ask = stand_in(subject.model, subject.scenario.serving.fraction_bits)
             results = {name: invert_classes(ask, name, subject.members(), subject.others) for name in ATTACKS}
@@ -124,7 +132,7 @@ def _inversion(audited: Audited) -> dict[str, Any]:
     examples = Examples(held.images[:FEWEST], held.labels[:FEWEST])
     noise = _noise_of(_private_one(audited.subjects), len(held.labels))
     model = models.by_name(name, seed=first.scenario.seed)
-    found = invert(model, examples, noise, on_image=audited.reporter.step)
+    found = invert(model, examples, noise, on_image=lambda: audited.reporter.step("three attacks"))
     draw_inversion(examples.images, found, audited.folder.inversion_figure)
     views = [_view(recovered) for recovered in zip(*found, strict=True)]
     return {"model": name, "images": len(found), "noise": asdict(noise), "views": views}

@@ -56,7 +56,7 @@ def audit_run(
     for name, part in PARTS.items():
         if name not in wanted:
             continue
-        reporter.begin(part.title, part.steps)
+        reporter.begin(part.title, len(subjects) if part.of_each_run else part.steps)
         result = part.attack(Audited(subjects, folder, reporter))
         if part.of_each_run:
             for run, own in zip(found["runs"], result, strict=True):
