@@ -33,6 +33,7 @@ from fedsec.transport import toml
 FILE_NAME = "scenario.toml"
 
 ModelName = Literal[
+    "gabor",
     "lenet-5",
     "mlp",
     "short-conv",

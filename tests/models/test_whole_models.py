@@ -19,7 +19,8 @@ FLOAT32 = 1e-4
 """What Keras' own float32 may be off by in a logit."""
 
 MODELS = tuple(STATED_ERRORS)
-QUICK = tuple(name for name in MODELS if not name.startswith("short-conv-"))
+QUICK = tuple(name for name in MODELS if not name.startswith(("short-conv-", "gabor")))
+"""Those with a layer that none of the others has."""
 
 BATCH = {"lenet-5": 20, "small-resnet": 50}
 """Images at a time, where it is not 100: straight pieces take memory for each of their knots."""
@@ -100,6 +101,7 @@ def test_10000_images_dealt(mnist: data.Mnist, trained_by_name: Callable[[str], 
         ("tf-privacy", 1_000),
         ("lenet-5", 500),
         ("mlp", 2_000),
+        ("gabor", 1_000),
         ("small-resnet", 1_000),
     ],
 )

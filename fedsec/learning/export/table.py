@@ -16,6 +16,7 @@ from fedsec.mpc import Party, simulate
 from fedsec.nn import Plan, Weights, encode_input, share_weights
 from fedsec.nn.accuracy import error_bound
 from fedsec.nn.engine import MODES, Mode, make_engine
+from fedsec.nn.planner import FEWEST_VALUE_BITS
 from fedsec.ring import RingArray, fresh_stream
 from fedsec.sharing import replicated
 from fedsec.transport import rounds_of
@@ -28,6 +29,7 @@ STATED_ERRORS: Mapping[str, float] = {
     "tf-privacy": 0.01,
     "lenet-5": 0.06,
     "mlp": 0.02,
+    "gabor": 0.05,
     "small-resnet": 0.01,
 }
 """Largest error of a logit that is stated for the networks of ``fedsec.learning.models``."""
@@ -67,14 +69,14 @@ Values that could leave the ring are refused likewise, with the layer and its bo
 """
 
 
-_SEALED = """
+_SEALED = f"""
 ## A model that nobody has
 
 With `reveal_to = "nobody"` ([the sealed path](../explanation/sealed-path.md)) plans are made before training,
 from bounds of the parameters: the size of each initial one, and rounds times clip. Every parameter must be
 computed with as it is, alone and in its place; so these are refused besides: `BatchNormalization`,
 `Normalization`, `SeparableConv1D`, `SeparableConv2D`, and `Rescaling` with a number for each channel. A model
-whose bounds leave fewer than 6 fraction bits is refused with the layer and its bound. Of the networks below
+whose bounds leave fewer than {FEWEST_VALUE_BITS} fraction bits is refused with the layer and its bound. Of the networks below
 all but `small-resnet`, which normalises batches, fit ten rounds with a clip of 2.
 """
 

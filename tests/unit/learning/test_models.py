@@ -14,6 +14,8 @@ from fedsec.scenario import Scenario
 from fedsec.scenario.scenario import ModelName
 
 PARAMETERS = {
+    # Fixed: 16 filters of 7x7 and a threshold each, and 16x16 that centre. Trained: 6x6x16 values to 10.
+    "gabor": 16 * 50 + 256 + 5_770,
     "short-conv": 100 + 2_912 + 18_496 + 650,
     "short-conv-16": 160 + 4_640 + 18_496 + 650,
     # (8*8*1+1)*16, (4*4*16+1)*32, 4x4x32 values to 32 units, 32 to 10: 26,010 as in TF Privacy's tutorial.
@@ -47,5 +49,29 @@ def test_a_scenario_can_name_every_network_and_no_other() -> None:
     assert typing.get_args(ModelName) == models.NAMES
     for name in models.NAMES:
         assert Scenario().override(f"training.model={name}").training.model == name
-    with pytest.raises(ScenarioError, match=r"training\.model: expected 'lenet-5' or .* or 'tf-privacy'"):
+    with pytest.raises(ScenarioError, match=r"training\.model: expected 'gabor' or .* or 'tf-privacy'"):
         Scenario().override("training.model=resnet")
+
+
+def test_the_filters_of_gabor_tell_lines_and_edges_of_four_directions_apart() -> None:
+    model = models.by_name("gabor", seed=1)
+    strokes, centred = model.layers[0], model.layers[3]
+    assert [len(layer.trainable_variables) for layer in (strokes, centred, model.layers[-1])] == [0, 0, 2]
+
+    kernel, threshold = (np.array(values) for values in strokes.get_weights())
+    # An even picture is no stroke, and no picture in [0, 1] gives more than the gain.
+    np.testing.assert_allclose(kernel.sum(axis=(0, 1)), 0, atol=1e-5)
+    np.testing.assert_allclose(np.maximum(kernel, 0).sum(axis=(0, 1)), 12, rtol=1e-6)
+    np.testing.assert_allclose(threshold, -0.2 * 12, rtol=1e-6)
+
+    line = np.zeros((7, 7))
+    line[:, 2:5] = 1
+    rising = np.tril(np.triu(np.ones((7, 7)), -1), 1)[::-1]
+    for picture, filters in ((line, 0), (rising, 4), (line.T, 8), (rising[::-1], 12)):
+        answers = np.tensordot(picture, kernel[:, :, 0], 2)
+        # Of the four filters of a direction the first is the light line on dark ground.
+        assert int(answers.argmax()) == filters
+
+    # All directions alike leave nothing behind.
+    same = centred(np.full((1, 6, 6, 16), 0.7, dtype=np.float32)).numpy()
+    np.testing.assert_allclose(same, 0, atol=1e-6)
