@@ -110,7 +110,7 @@ def test_a_seed_fixes_the_first_parameters() -> None:
 
     for a, b in zip(one, two, strict=True):
         np.testing.assert_array_equal(a, b)
-    with pytest.raises(UsageError, match="known: lenet-5, mlp, short-conv"):
+    with pytest.raises(UsageError, match="known: gabor, lenet-5, mlp, short-conv"):
         models.by_name("long-conv")
 
 
