@@ -50,14 +50,14 @@ def plan_network(
     """
     simple = simplify(network)
     formats = Formats(fraction_bits, sign_resolution_bits)
-    wide, weights = _planned(simple, formats)
+    wide, weights = _lowered(Builder(simple, formats))
     too_wide: set[int] = set()
     while True:
         chosen = small_rings(wide, formats, too_wide)
         if not chosen.values:
             return wide, weights
         try:
-            return _planned(simple, chosen)
+            return _lowered(Builder(simple, chosen))
         except SmallRingError as error:
             # Each time at least one group more stays in the 64-bit ring.
             too_wide.add(error.value)
@@ -127,10 +127,6 @@ def _made_of(builder: Builder, values: Iterable[int]) -> set[int]:
         else:
             found.add(value)
     return found
-
-
-def _planned(network: Network, formats: Formats) -> tuple[plan.Plan, Weights]:
-    return _lowered(Builder(network, formats))
 
 
 def _lowered(builder: Builder) -> tuple[plan.Plan, Weights]:
