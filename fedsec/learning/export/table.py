@@ -76,7 +76,8 @@ With `reveal_to = "nobody"` ([the sealed path](../explanation/sealed-path.md)) p
 from bounds of the parameters: the size of each initial one, and rounds times clip. Every parameter must be
 computed with as it is, alone and in its place; so these are refused besides: `BatchNormalization`,
 `Normalization`, `SeparableConv1D`, `SeparableConv2D`, and `Rescaling` with a number for each channel. A model
-whose bounds leave fewer than {FEWEST_VALUE_BITS} fraction bits is refused with the layer and its bound. Of the networks below
+whose bounds leave fewer than {FEWEST_VALUE_BITS} fraction bits is refused with the layer and its bound. \
+Of the networks below
 all but `small-resnet`, which normalises batches, fit ten rounds with a clip of 2.
 """
 
