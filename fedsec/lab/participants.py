@@ -17,7 +17,6 @@ from fedsec.learning import partition
 from fedsec.learning.backend import keras
 from fedsec.learning.data import Mnist, pixels
 from fedsec.learning.private.trainer import HospitalPrivacy
-from fedsec.privacy.budget import PrivacyReport
 from fedsec.scenario import Scenario, StrategySettings
 
 
@@ -58,7 +57,6 @@ def hospital_app(
     mnist: Mnist,
     model: keras.Model,
     mods: Sequence[Mod] = (),
-    on_privacy: Callable[[int, PrivacyReport], None] | None = None,
 ) -> ClientApp:
     """Return the ClientApp of a scenario's hospitals: each trains ``model`` on its part of the images."""
     return client_app(
@@ -66,7 +64,6 @@ def hospital_app(
         examples_of(scenario, mnist),
         evaluation=test_examples_of(scenario, mnist),
         privacy=_privacy_of(scenario),
-        on_privacy=on_privacy,
         mods=mods,
     )
 

@@ -13,13 +13,13 @@ from fedsec.aggregation.sealed.terms import SealedAt
 from fedsec.aggregation.trust import TrustFile
 from fedsec.errors import RoundAbortedError
 from fedsec.federation.receipts import fetch_receipts
+from fedsec.lab.accounts import cost_before, spent_by_hospitals, spent_on_records
 from fedsec.lab.engines import Engine, check_engine, train_with_flower
 from fedsec.lab.experiment import Experiment, log_to, running
 from fedsec.lab.progress import Reporter
-from fedsec.lab.result import HospitalEpsilon, RoundReport, RunResult
+from fedsec.lab.result import RoundReport, RunResult
 from fedsec.lab.rundir import RunFolder
 from fedsec.lab.sealed import finish_run, plan_run
-from fedsec.lab.whole_hospital import cost_before, spent_by_hospitals
 from fedsec.learning.data import load_mnist
 from fedsec.nn import save_weights
 from fedsec.scenario import Scenario
@@ -81,6 +81,7 @@ def train_and_export(experiment: Experiment, engine: Engine = "in-process") -> N
 
     model = models.by_name(scenario.training.model, seed=scenario.seed)
     cluster = experiment.cluster
+    trust = {name: cluster.trust_file(name) for name in cluster.keys.hospitals}
     if scenario.hospital_level:
         reporter.say(cost_before(scenario, model.count_params()))
     for_nobody = scenario.aggregation.reveal_to == "nobody"
@@ -96,28 +97,22 @@ def train_and_export(experiment: Experiment, engine: Engine = "in-process") -> N
     with log_to(folder.own_log, "flwr"):
         if engine == "in-process":
             reporter.begin("training", scenario.training.rounds * scenario.hospitals.count)
-            sites = Sites(
-                cluster=cluster.file,
-                server=cluster.identity("server"),
-                trust={name: cluster.trust_file(name) for name in cluster.keys.hospitals},
-            )
+            sites = Sites(cluster=cluster.file, server=cluster.identity("server"), trust=trust)
             trained = train(
                 scenario, mnist, model, sites, reporter=reporter, on_round=on_round, serves=serves
             )
             experiment.count(trained.traffic)
-            experiment.privacy = tuple(
-                HospitalEpsilon.of(name, trained.privacy[name]) for name in sorted(trained.privacy)
-            )
             sealed = trained.sealed
         else:
             last = train_with_flower(experiment, engine, on_round)
-            fetch_receipts(cluster.trust_file(name) for name in cluster.keys.hospitals)
+            fetch_receipts(trust.values())
             if isinstance(last, SealedAt):
                 sealed = last
             if not for_nobody:
                 set_parameters(model, _fetched(cluster, last, model) if isinstance(last, SealedAt) else last)
+    if scenario.record_level:
+        experiment.privacy = spent_on_records(scenario, trust)
     if scenario.hospital_level:
-        trust = {name: cluster.trust_file(name) for name in cluster.keys.hospitals}
         experiment.whole_hospital = spent_by_hospitals(scenario, trust)
     if for_nobody:
         _keep_closed(folder, sealed)

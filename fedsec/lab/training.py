@@ -23,7 +23,6 @@ from fedsec.lab.rounds import Rounds
 from fedsec.learning.backend import keras
 from fedsec.learning.data import Mnist
 from fedsec.learning.evaluation import set_parameters
-from fedsec.privacy.budget import PrivacyReport
 from fedsec.scenario import Scenario
 from fedsec.transport import Meter
 
@@ -50,13 +49,10 @@ class Trained:
     Attributes:
         traffic: ``sent_bytes`` and ``received_bytes`` of ``hospitals`` (all of them) and ``server``.
         sealed: Where the model is when it stays in shares; None when it is in the clear.
-        privacy: What each hospital has spent, by name; empty without differential privacy. Each knows its own
-            only: the simulation's observer collects them.
     """
 
     traffic: dict[str, Counter[str]]
     sealed: SealedAt | None
-    privacy: dict[str, PrivacyReport]
 
 
 def train(
@@ -94,14 +90,7 @@ def train(
             " this engine Flower server and hospitals share one process: it shows how, and hides nothing"
         )
     try:
-        names, spent = list(sites.trust), dict[str, PrivacyReport]()
-        app = hospital_app(
-            scenario,
-            mnist,
-            model,
-            [secure, observer],
-            on_privacy=lambda partition, report: spent.update({names[partition]: report}),
-        )
+        app = hospital_app(scenario, mnist, model, [secure, observer])
         grid = _grid(scenario, app, list(sites.trust.values()), reporter)
         server = central_app(scenario, mnist, model, strategy, rounds.evaluated)
         context = run_server_app(server, grid)
@@ -113,7 +102,7 @@ def train(
         elif not sealed:
             set_parameters(model, context.state.array_records[PARAMETERS].to_numpy_ndarrays())
         traffic = {"hospitals": _total(secure.meters().values()), "server": _total([strategy.meter])}
-        return Trained(traffic, strategy.sealed, spent)
+        return Trained(traffic, strategy.sealed)
     finally:
         strategy.close()
         secure.close()

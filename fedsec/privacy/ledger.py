@@ -83,12 +83,20 @@ class DurableLedger:
         """
         # The lock is held while planning: two rounds at once must not both have the last of it.
         with _opened(self._folder) as database, transaction(database):
-            query = "SELECT noise_multiplier, sampling_rate, steps FROM spent ORDER BY place"
-            spent = tuple(SampledGaussian(*row) for row in database.execute(query))
+            spent = _spent(database)
             one = plan(spent)
             query = "INSERT INTO spent (noise_multiplier, sampling_rate, steps) VALUES (?, ?, ?)"
             database.execute(query, (one.noise_multiplier, one.sampling_rate, one.steps))
         return (*spent, one)
+
+    def spent(self) -> tuple[SampledGaussian, ...]:
+        """Return everything that was ever recorded, in order.
+
+        Raises:
+            StateError: The disk does not give it.
+        """
+        with _opened(self._folder) as database:
+            return _spent(database)
 
 
 class SumLedger(Protocol):
@@ -187,6 +195,11 @@ def _recorded(sums: Mapping[str, SkellamSum], label: str, one: SkellamSum) -> bo
             "this release was recorded with other sensitivities or another noise; it is not contributed to"
         )
     return label in sums
+
+
+def _spent(database: sqlite3.Connection) -> tuple[SampledGaussian, ...]:
+    query = "SELECT noise_multiplier, sampling_rate, steps FROM spent ORDER BY place"
+    return tuple(SampledGaussian(*row) for row in database.execute(query))
 
 
 def _sums(database: sqlite3.Connection) -> dict[str, SkellamSum]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import fedsec
+from fedsec.lab.accounts import cost_before
 from fedsec.lab.engines import Engine
-from fedsec.lab.whole_hospital import cost_before
 from fedsec.scenario import Scenario
 
 ROOT = Path(fedsec.__file__).parent.parent

@@ -40,6 +40,8 @@ def test_it_is_on_the_disk_before_anybody_trains(tmp_path: Path) -> None:
     with sqlite3.connect(path) as database:
         rows = database.execute("SELECT noise_multiplier, sampling_rate, steps FROM spent").fetchall()
     assert rows == [(1.25, 1 / 3, 7)]
+    assert DurableLedger(tmp_path).spent() == (ONE,)
+    assert DurableLedger(tmp_path / "another").spent() == ()
 
 
 def test_a_plan_that_refuses_charges_nothing(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from fedsec.aggregation.noise.planning import plan_noise
 from fedsec.aggregation.trust import TrustFile
 from fedsec.errors import StateError
 from fedsec.lab.plan import round_plan
-from fedsec.lab.result import WholeHospital
-from fedsec.privacy.ledger import DurableSumLedger
+from fedsec.lab.result import HospitalEpsilon, WholeHospital
+from fedsec.privacy.budget import Budget, PrivacySettings
+from fedsec.privacy.ledger import DurableLedger, DurableSumLedger
 from fedsec.privacy.skellam_accounting import epsilon_of_sums
 from fedsec.scenario import Scenario
 
@@ -47,6 +48,31 @@ def cost_before(scenario: Scenario, words: int) -> str:
         " clips long, and an update is one clip long at most. With hundreds of hospitals a model is left,"
         " with few there is none: privacy.level = 'record' protects their records instead"
     )
+
+
+def spent_on_records(scenario: Scenario, trust: Mapping[str, Path]) -> tuple[HospitalEpsilon, ...]:
+    """Return what a run with ``privacy.level = "record"`` has cost each hospital that trained in it.
+
+    Args:
+        scenario: What was run.
+        trust: The trust file of each hospital by name.
+
+    Raises:
+        StateError: An account cannot be read.
+    """
+    wanted, rows = scenario.privacy, []
+    for name in sorted(trust):
+        spent = DurableLedger(TrustFile.load(trust[name]).state).spent()
+        if not spent:
+            continue
+        settings = PrivacySettings(
+            l2_norm_clip=wanted.l2_norm_clip, noise_multiplier=spent[0].noise_multiplier, delta=wanted.delta
+        )
+        budget = Budget(settings)
+        for one in spent:
+            budget.spend(one, one.steps)
+        rows.append(HospitalEpsilon.of(name, budget.report()))
+    return tuple(rows)
 
 
 def spent_by_hospitals(scenario: Scenario, trust: Mapping[str, Path]) -> WholeHospital:
