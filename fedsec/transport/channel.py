@@ -70,6 +70,19 @@ class Channel(ABC):
         """
         return self.receive_any((label,), max_bytes=max_bytes, deadline=deadline)[1]
 
+    def receive_exactly(self, label: str, size: int, deadline: Deadline) -> bytearray:
+        """Return the payload of the next message, of which label and size are known.
+
+        Raises:
+            ProtocolError: Something else came, or another size.
+            PeerLostError: The peer closed or broke the connection.
+            DeadlineError: The message was not there in time.
+        """
+        payload = self.receive(label, max_bytes=size, deadline=deadline)
+        if len(payload) != size:
+            raise ProtocolError(f"expected {size} bytes in {label!r} of {self.peer.name}, got {len(payload)}")
+        return payload
+
     @abstractmethod
     def send(self, label: str, payload: Buffer, deadline: Deadline) -> None:
         """Send one message.
@@ -105,12 +118,7 @@ class Channel(ABC):
             DeadlineError: The messages were not through in time.
         """
         self.send(label, payload, deadline)
-        received = self.receive(label, max_bytes=payload.nbytes, deadline=deadline)
-        if len(received) != payload.nbytes:
-            raise ProtocolError(
-                f"expected {payload.nbytes} bytes in {label!r} of {self.peer.name}, got {len(received)}"
-            )
-        return received
+        return self.receive_exactly(label, payload.nbytes, deadline)
 
     @abstractmethod
     def wait(self, deadline: Deadline) -> None:

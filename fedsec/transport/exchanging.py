@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from fedsec.errors import ProtocolError
 from fedsec.transport.channel import Channel
 from fedsec.transport.deadline import Deadline
 from fedsec.transport.jobs import ReceiveJob, SendJob, progress
@@ -50,7 +49,7 @@ def exchange(
     if not left and len(receives) == 1:
         # The usual round: all is sent, and one answer is to come.
         channel, label, size = receives[0]
-        return [cast("SocketChannel", channel).receive_exactly(label, size, deadline)]
+        return [channel.receive_exactly(label, size, deadline)]
     incoming = [ReceiveJob(cast("SocketChannel", channel), label, size) for channel, label, size in receives]
     progress([*left, *incoming], deadline)
     return [job.message.payload() for job in incoming]
@@ -78,11 +77,4 @@ def _exchange_in_memory(
 ) -> list[bytearray]:
     for channel, label, body in sends:
         channel.send(label, body, deadline)
-    payloads = []
-    for channel, label, size in receives:
-        payloads.append(channel.receive(label, max_bytes=size, deadline=deadline))
-        if len(payloads[-1]) != size:
-            raise ProtocolError(
-                f"expected {size} bytes in {label!r} of {channel.peer.name}, got {len(payloads[-1])}"
-            )
-    return payloads
+    return [channel.receive_exactly(label, size, deadline) for channel, label, size in receives]
