@@ -29,8 +29,8 @@ _RECORD_BYTES = 16384  # a record of TLS brings at most so many
 _SMALL_BYTES = 4096
 """What a first read takes when nothing is known of the message: most messages whole, at little memory."""
 _GLANCES, _MOST_MISSES, _RESTS = 40, 3, 16
-"""Looks at a socket before a sleep, half a microsecond each: together less than it takes to be put to sleep and
-woken, 50 microseconds. After so many waits in vain there are none for so many waits."""
+"""Looks at a socket before a sleep, half a microsecond each: together less than the 50 microseconds that a
+sleep takes. After so many waits in vain there are none for so many waits."""
 _JOINED_BYTES = 65536 - HEADER_BYTES
 """So many bytes of payload go out with the header: four TLS records, and a cheap copy."""
 
