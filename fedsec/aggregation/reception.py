@@ -86,7 +86,9 @@ class Reception:
             if key in self.drafts:
                 self.drafts[key].give_way()
             self.drafts[key] = writer = round_.holdings.writer(header.hospital, digest)
-            arrival = _Arrival(round_, header, digest, writer, round_.holdings.checksum(header.hospital))
+            arrival = _Arrival(
+                round_, header, digest, writer, round_.holdings.checksum(header.hospital, digest)
+            )
         try:
             with writer:
                 self._receive(arrival, chunks)

@@ -166,7 +166,7 @@ class Round:
 
     def clean(self) -> bool:
         """Erase what a final round still holds; False when something is left and it has to be tried again."""
-        self.holdings.forget_checksum()
+        self.holdings.forget()
         left = False
         for erase in () if self._clean else (self.folder.erase, lambda: self._context.store.forget(self.key)):
             try:

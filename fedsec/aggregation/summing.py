@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from fedsec.aggregation.announcement import Announcement
 from fedsec.aggregation.checksum import Checksum
-from fedsec.aggregation.disk import disk_errors
 from fedsec.aggregation.messages import NONCE_BYTES, ListEntry
-from fedsec.aggregation.parts import CHUNK_BYTES, STATE, PartFolder, PartWriter, SeedWriter, part_bytes
+from fedsec.aggregation.parts import PartFolder, PartWriter, SeedWriter, part_bytes
 from fedsec.aggregation.planner import Layout
+from fedsec.aggregation.running import Part, RunningSum
 from fedsec.aggregation.signing import Buffer
 from fedsec.aggregation.store import Store, UploadRow
 from fedsec.errors import StateError
@@ -27,11 +26,16 @@ class PartChecksum:
     Args:
         checksum: That of the round.
         layout: The layout of the round.
-        holds_vector: Whether the part holds the vector (otherwise a seed).
+        expand: Hands the pieces of an expanded seed on; None if the part holds the vector.
     """
 
-    def __init__(self, checksum: Checksum, layout: Layout, *, holds_vector: bool) -> None:
-        self._running, self._layout, self._holds_vector = checksum.running(), layout, holds_vector
+    def __init__(
+        self,
+        checksum: Checksum,
+        layout: Layout,
+        expand: Callable[[bytes, Callable[[RingArray], None]], None] | None,
+    ) -> None:
+        self._running, self._layout, self._expand = checksum.running(), layout, expand
         self._nonce_left = NONCE_BYTES
         self._rest = b""
 
@@ -42,7 +46,7 @@ class PartChecksum:
         self._nonce_left -= skipped
         data: Buffer = b"".join((self._rest, view[skipped:])) if self._rest else view[skipped:]
         self._rest = b""
-        if not self._holds_vector:
+        if self._expand is not None:
             self._rest = bytes(data[: compressed.SEED_BYTES])
             return
         ring = self._layout.encoding.ring
@@ -53,14 +57,12 @@ class PartChecksum:
     @property
     def seed(self) -> bytes:
         """The seed of a part that has arrived whole; empty if it holds the vector."""
-        return b"" if self._holds_vector else self._rest
+        return b"" if self._expand is None else self._rest
 
     def difference(self) -> int:
         """Return the share of <rho, x> - t mod 2^k of the part that has arrived whole."""
-        if not self._holds_vector:
-            ring = self._layout.encoding.ring
-            for piece in compressed.expand_pieces(self._rest, self._layout.words, ring):
-                self._running.add(piece)
+        if self._expand is not None:
+            self._expand(self._rest, self._running.add)
         return self._running.value
 
 
@@ -78,6 +80,7 @@ class Holdings:
         self._announcement, self._me, self._folder, self._store = announcement, me, folder, store
         self._vector_hospitals = announcement.vector_hospitals(me)
         self._checksum: Checksum | None = None
+        self._running = RunningSum(announcement.layout, len(announcement.roster))
 
     def holds_vector(self, hospital: str) -> bool:
         """Tell whether this aggregator gets the hospital's full vector; the others get a seed."""
@@ -90,29 +93,43 @@ class Holdings:
             return PartWriter(self._folder.part(header), size)
         return SeedWriter(size)
 
-    def checksum(self, hospital: str) -> PartChecksum:
+    def checksum(self, hospital: str, header: bytes) -> PartChecksum:
         """Return what forms this aggregator's share of the checksum difference while a part arrives."""
         layout = self._announcement.layout
         if self._checksum is None:
             self._checksum = Checksum(layout, self._announcement.digest, keep=True)
-        return PartChecksum(self._checksum, layout, holds_vector=self.holds_vector(hospital))
+        expand = None if self.holds_vector(hospital) else partial(self._running.expand, header)
+        return PartChecksum(self._checksum, layout, expand)
 
     def forget_checksum(self) -> None:
         """Free what forms checksums: no more parts will come."""
         self._checksum = None
 
+    def forget(self) -> None:
+        """Free everything in memory: the round has ended."""
+        self.forget_checksum()
+        self._running.forget()
+
     def sum(self, included: Sequence[ListEntry]) -> RingArray:
-        """Return the sum of the included parts; see :func:`sum_parts`."""
-        stored = self._store.seeds(self._announcement.id.key)
-        vectors, seeds = [], []
-        for one in included:
+        """Return the sum of the included parts.
+
+        Raises:
+            StateError: A part is gone or has another size than when it was stored.
+        """
+        return self._running.take(self._parts(included))
+
+    def _parts(self, entries: Sequence[ListEntry]) -> dict[bytes, Part]:
+        seeds = self._store.seeds(self._announcement.id.key)
+        found: dict[bytes, Part] = {}
+        for one in entries:
+            header = one.header_digest
             if self.holds_vector(one.hospital):
-                vectors.append(self._folder.part(one.header_digest))
-            elif one.hospital in stored:
-                seeds.append(self._folder.cover(one.header_digest, stored[one.hospital]))
+                found[header] = self._folder.part(header)
+            elif one.hospital in seeds:
+                found[header] = self._folder.cover(header, seeds[one.hospital])
             else:
                 raise StateError("the seed of a stored part is gone: the state is damaged")
-        return sum_parts(self._announcement.layout, vectors, seeds)
+        return found
 
     def erase(self, keep: Mapping[str, UploadRow] | None = None) -> None:
         """Erase all parts, or those without a row in ``keep``.
@@ -123,57 +140,3 @@ class Holdings:
         self._folder.erase_parts(None if keep is None else {row.entry.header_digest for row in keep.values()})
         if keep is None:
             self._store.erase_seeds(self._announcement.id.key)
-
-
-def sum_parts(layout: Layout, vectors: Iterable[Path], seeds: Iterable[bytes]) -> RingArray:
-    """Add the parts of the included uploads, one piece at a time.
-
-    Args:
-        layout: The layout of the round.
-        vectors: The files of the parts that hold a vector.
-        seeds: The seeds of the others.
-
-    Returns:
-        The sum share, shape [layout.words]. Memory does not grow with the number of hospitals.
-
-    Raises:
-        StateError: A part is gone or has another size than when it was stored.
-    """
-    ring = layout.encoding.ring
-    total: RingArray = np.zeros(layout.words, dtype=ring.dtype)
-    for path in vectors:
-        _add_vector(total, path)
-    for seed in seeds:
-        _add(total, compressed.expand_pieces(seed, total.size, ring))
-    return total
-
-
-def _add_vector(total: RingArray, path: Path) -> None:
-    expected = NONCE_BYTES + total.nbytes
-    with disk_errors(STATE), path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size != expected or len(file.read(NONCE_BYTES)) != NONCE_BYTES:
-            raise StateError(f"a stored part has {size} bytes, {expected} were stored: the state is damaged")
-        _add(total, _pieces(file.fileno(), total))
-
-
-def _add(total: RingArray, pieces: Iterable[RingArray]) -> None:
-    at = 0
-    for piece in pieces:
-        total[at : at + piece.size] += piece
-        at += piece.size
-
-
-def _pieces(descriptor: int, like: RingArray) -> Iterator[RingArray]:
-    buffer: RingArray = np.empty(max(1, min(CHUNK_BYTES // like.itemsize, like.size)), dtype=like.dtype)
-    left = like.size
-    while left:
-        piece = buffer[: min(left, buffer.size)]
-        view = piece.data.cast("B")
-        while view.nbytes:
-            taken = os.readv(descriptor, [view])
-            if not taken:
-                raise StateError("a stored part ended early: the state is damaged")
-            view = view[taken:]
-        left -= piece.size
-        yield piece

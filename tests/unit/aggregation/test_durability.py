@@ -16,8 +16,8 @@ from fedsec.aggregation.encoding import encode_update
 from fedsec.aggregation.making import make_parts
 from fedsec.aggregation.messages import NONCE_BYTES, CollectSum, FinishRound, SetSignature, Upload, UploadList
 from fedsec.aggregation.parts import PartWriter
+from fedsec.aggregation.running import RunningSum
 from fedsec.aggregation.store import _sqlite_errors
-from fedsec.aggregation.summing import sum_parts
 from fedsec.errors import FedsecError, PeerLostError, ProtocolError, RoundAbortedError, StateError
 
 
@@ -450,7 +450,8 @@ def test_the_sum_streams_its_memory_is_constant_in_hospitals(world, tmp_path):
     peaks = []
     for repeats in (1, 40):
         tracemalloc.start()
-        total = sum_parts(layout, [path] * repeats, seeds * repeats)
+        held = [path, *seeds] * repeats
+        total = RunningSum(layout, 0).take({bytes([index]): part for index, part in enumerate(held)})
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert np.array_equal(total[:-1], words * np.uint32(repeats))
