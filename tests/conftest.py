@@ -1,6 +1,14 @@
-"""How many processes run the tests."""
+"""How many processes run the tests, and what those that tests start may keep."""
+
+import os
+import sys
 
 import pytest
+
+# Hundreds of processes are started: to compile fedsec anew takes each of them as long as all the rest of its
+# start. CI's setting is for its own processes.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
