@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -193,16 +194,27 @@ def decode_announcement(payload: bytes) -> Announcement:
         ProtocolError: The bytes are no valid announcement.
         RangeError: Its encoding does not fit the ring.
     """
-    try:
-        announcement = decode_as(payload, Announcement)
-    except MALFORMED as error:
-        msg = f"the bytes are no announcement of version {ANNOUNCEMENT_VERSION}: {error}"
-        raise ProtocolError(msg) from None
+    announcement = decode_accepted(payload)
     if announcement.encode() != payload:
         msg = "the announcement is not in its canonical encoding"
         raise ProtocolError(msg)
+    # They are its canonical bytes: encoding it once more, for the digest, would give them again.
+    vars(announcement)["digest"] = announcement_digest(payload)
     announcement.check()
     return announcement
+
+
+def decode_accepted(payload: bytes) -> Announcement:
+    """Decode an announcement that was checked before it was stored here, and is not checked again.
+
+    Raises:
+        ProtocolError: The bytes are no announcement.
+    """
+    try:
+        return decode_as(payload, Announcement)
+    except MALFORMED as error:
+        msg = f"the bytes are no announcement of version {ANNOUNCEMENT_VERSION}: {error}"
+        raise ProtocolError(msg) from None
 
 
 def announcement_digest(payload: bytes) -> bytes:
@@ -252,10 +264,10 @@ def members(keys: Mapping[str, bytes]) -> tuple[Member, ...]:
 def _check_members(what: str, group: Sequence[Member]) -> None:
     names = [member.name for member in group]
     keys = {member.public_key for member in group}
-    if names != sorted(set(names)):
+    if not all(map(operator.lt, names, names[1:])):
         msg = f"the announcement is not valid: {what} names are not sorted or not unique"
         raise ProtocolError(msg)
-    if len(keys) != len(names) or any(len(key) != PUBLIC_KEY_BYTES for key in keys):
+    if len(keys) != len(names) or not set(map(len, keys)) <= {PUBLIC_KEY_BYTES}:
         msg = f"the announcement is not valid: two {what}s share one key, or a key has no 32 bytes"
         raise ProtocolError(msg)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from fedsec.aggregation.announcement import Announcement, ConfigValue, decode_announcement
+from fedsec.aggregation.announcement import Announcement, ConfigValue, decode_accepted
 from fedsec.aggregation.encoding import ClipReport, Floats, UpdateWords
 from fedsec.aggregation.hospital_state import HospitalState, Submitted, Verdict
 from fedsec.aggregation.links import Links, TlsLinks
@@ -266,7 +266,7 @@ class HospitalClient:
             UsageError: There is none, in this process or an earlier one.
         """
         for signed in self._state.announcements(session):
-            announcement = decode_announcement(signed.payload)
+            announcement = decode_accepted(signed.payload)
             accepted = self._state.accepted(announcement.id, announcement.digest)
             if announcement.phase == "train" and accepted:
                 return announcement
@@ -308,7 +308,7 @@ class HospitalClient:
         What was uploaded is on disk: in a deployment each message may have a process of its own.
         """
         signed = self._state.unconfirmed(_MOST_UNCONFIRMED)
-        return [decode_announcement(one.payload) for one in signed]
+        return [decode_accepted(one.payload) for one in signed]
 
     def _model_tag(self, announcement: Announcement) -> bytes:
         sealed = announcement.sealed
