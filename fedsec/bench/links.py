@@ -31,25 +31,29 @@ def bench_links(count: int) -> dict[str, dict[int, float]]:
         count: Rounds of each size.
     """
     results: dict[str, dict[int, float]] = {}
-    with tempfile.TemporaryDirectory(prefix="fedsec-bench-") as folder:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedsec-bench-")))
         names = numbered("end", max(ENDS))
-        make_local_keys(Path(folder), names, 0)
+        make_local_keys(folder, names, 0)
+        workers = [stack.enter_context(Worker(END)) for _ in names]
         for ends in ENDS:
             for kind in KINDS:
-                results[f"{ends} processes, {kind}"] = _measure(kind, Path(folder), names[:ends], count)
+                times = _measure(kind, folder, names[:ends], workers[:ends], count)
+                results[f"{ends} processes, {kind}"] = times
     return results
 
 
-def _measure(kind: str, keys: Path, names: Sequence[str], count: int) -> dict[int, float]:
-    with ExitStack() as stack:
-        workers = [stack.enter_context(Worker(END)) for _ in names]
-        meet(kind, keys, names, workers)
-        together(workers, "rounds", [{"size": SIZES[0], "count": _WARM}] * len(workers))
-        timings: dict[int, float] = {}
-        for size in SIZES:
-            asked = [{"size": size, "count": count}] * len(workers)
-            timings[size] = max(together(workers, "rounds", asked)) * 1e6
-        return timings
+def _measure(
+    kind: str, keys: Path, names: Sequence[str], workers: Sequence[Worker], count: int
+) -> dict[int, float]:
+    meet(kind, keys, names, workers)
+    together(workers, "rounds", [{"size": SIZES[0], "count": _WARM}] * len(workers))
+    timings: dict[int, float] = {}
+    for size in SIZES:
+        asked = [{"size": size, "count": count}] * len(workers)
+        timings[size] = max(together(workers, "rounds", asked)) * 1e6
+    together(workers, "close", [{}] * len(workers))
+    return timings
 
 
 def meet(kind: str, keys: Path, names: Sequence[str], workers: Sequence[Worker]) -> None:
