@@ -27,7 +27,6 @@ from fedsec.learning.evaluation import evaluate
 from fedsec.learning.private.evaluation import evaluate_privately
 from fedsec.learning.private.trainer import HospitalPrivacy, PrivateTrainer
 from fedsec.learning.training import LocalTrainer
-from fedsec.privacy.budget import PrivacyReport
 
 Examples = tuple[npt.NDArray[np.float32], npt.NDArray[np.integer]]
 """Images [N, *input shape] and labels [N]."""
@@ -93,7 +92,6 @@ def client_app(
     *,
     evaluation: Callable[[int], Examples] | None = None,
     privacy: HospitalPrivacy | None = None,
-    on_privacy: Callable[[int, PrivacyReport], None] | None = None,
     mods: Sequence[Mod] = (),
 ) -> ClientApp:
     """Return a ClientApp that trains and evaluates ``model`` on a hospital's own examples.
@@ -105,8 +103,6 @@ def client_app(
             ``privacy`` their metrics get noise and have an account of their own. When None the same; with
             ``privacy`` such orders are then refused, as the training has spent what may be told of them.
         privacy: What each hospital asks for its records; None trains without differential privacy.
-        on_privacy: Called with a partition id and what that hospital has spent so far, after each training;
-            for a simulation's observer, since the numbers are the hospital's own.
         mods: Flower mods, the secure one first.
     """
     app = ClientApp(mods=list(mods))
@@ -127,9 +123,7 @@ def client_app(
         images, labels = examples(partition)
         if privacy is not None:
             trainer = private(**how, privacy=privacy)
-            trained, report = trainer.fit(_parameters(message), images, labels, ledger_of(context))
-            if on_privacy is not None:
-                on_privacy(partition, report)
+            trained, _ = trainer.fit(_parameters(message), images, labels, ledger_of(context))
             # No metrics: they are computed from the records without any noise.
             return _answer(message, len(labels), {}, trained)
         seed = _seed(config.seed, int(cast(int, record["server-round"])), partition)

@@ -43,7 +43,7 @@ class ContextLedger:
 
     def charge(self, plan: Plan) -> tuple[SampledGaussian, ...]:
         """Record steps before they are taken; see :meth:`fedsec.privacy.ledger.Ledger.charge`."""
-        before = self._spent()
+        before = self.spent()
         spent = (*before, plan(before))
         self._state[self._name] = ConfigRecord(
             {
@@ -54,7 +54,8 @@ class ContextLedger:
         )
         return spent
 
-    def _spent(self) -> tuple[SampledGaussian, ...]:
+    def spent(self) -> tuple[SampledGaussian, ...]:
+        """Return everything that was recorded, in order."""
         record = self._state.config_records.get(self._name)
         if record is None:
             return ()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from aggregation_world import FakeIdentity
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp.strategy import FedAvg, FedProx
 
 from fedsec.aggregation import TrustFile, TrustLimits
@@ -18,11 +19,11 @@ from fedsec.federation.apps import PARAMETERS, Examples, TrainingConfig, client_
 from fedsec.federation.grid import InProcessGrid, node_configs, run_server_app
 from fedsec.federation.observer import SimulationObserver, plain_mean
 from fedsec.federation.plan import TRAIN_METRICS
+from fedsec.federation.spending import ContextLedger, ledger_of
 from fedsec.learning.backend import keras
 from fedsec.learning.private.trainer import HospitalPrivacy
-from fedsec.privacy.accounting import SampledGaussian
-from fedsec.privacy.budget import PrivacyReport
-from fedsec.privacy.ledger import DurableLedger
+from fedsec.privacy.accounting import SampledGaussian, epsilon_of
+from fedsec.privacy.ledger import DurableLedger, together
 from fedsec.transport import Endpoint, Role
 
 HOSPITALS = 3
@@ -151,35 +152,39 @@ def trust(tmp_path: Path) -> list[Path]:
 
 def train_privately(
     model: keras.Model, rounds: int, trust: Sequence[Path] | None = None
-) -> dict[int, list[PrivacyReport]]:
-    """Run all rounds of one Flower run and return what each hospital says that it has spent."""
-    reports: dict[int, list[PrivacyReport]] = {}
-    app = client_app(
-        model,
-        examples,
-        privacy=WANTED,
-        on_privacy=lambda partition, report: reports.setdefault(partition, []).append(report),
-    )
+) -> dict[int, list[tuple[SampledGaussian, ...]]]:
+    """Run all rounds of one Flower run and return what each hospital has spent after each that it trained."""
+    accounts: dict[int, list[tuple[SampledGaussian, ...]]] = {}
+
+    def watch(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        reply = call_next(message, context)
+        ledger = ledger_of(context)
+        assert isinstance(ledger, ContextLedger | DurableLedger)
+        accounts.setdefault(int(context.node_config["partition-id"]), []).append(together(ledger.spent()))
+        return reply
+
+    app = client_app(model, examples, privacy=WANTED, mods=[watch])
     training = TrainingConfig(learning_rate=0.05, batch_size=60, local_epochs=1)
     server = server_app(FedAvg(fraction_evaluate=0.0), model, None, rounds=rounds, training=training)
     run_server_app(server, InProcessGrid(app, node_configs(HOSPITALS, trust)))
-    return reports
+    return accounts
 
 
 def test_what_a_hospital_spent_outlives_the_run_of_a_server(model: keras.Model, trust: list[Path]) -> None:
     """A server that begins a new run after each round does not get more than one that goes on."""
     first, second, third = (train_privately(model, 1, trust) for _ in range(3))
     for partition in range(HOSPITALS):
-        assert [[one.steps for one in report.mechanisms] for report in first[partition]] == [[1]]
-        assert [[one.steps for one in report.mechanisms] for report in second[partition]] == [[2]]
-        assert 2.8 < second[partition][0].epsilon.value <= 3.0
+        assert [[one.steps for one in spent] for spent in first[partition]] == [[1]]
+        assert [[one.steps for one in spent] for spent in second[partition]] == [[2]]
+        assert 2.8 < epsilon_of(second[partition][0], WANTED.delta).value <= 3.0
     assert third == {}, "every hospital refused before it trained"
 
 
 def test_without_a_trust_file_what_was_spent_is_kept_for_one_run(model: keras.Model) -> None:
-    reports = train_privately(model, 3)
-    assert {partition: len(each) for partition, each in reports.items()} == dict.fromkeys(range(HOSPITALS), 2)
-    assert [[one.steps for one in report.mechanisms] for report in reports[0]] == [[1], [2]]
+    accounts = train_privately(model, 3)
+    counts = {partition: len(each) for partition, each in accounts.items()}
+    assert counts == dict.fromkeys(range(HOSPITALS), 2)
+    assert [[one.steps for one in spent] for spent in accounts[0]] == [[1], [2]]
 
 
 def test_a_private_hospital_does_not_evaluate_its_training_records(model: keras.Model) -> None:
