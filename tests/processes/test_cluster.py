@@ -238,15 +238,18 @@ def test_parties_end_when_their_launcher_does(tmp_path: Path, number: signal.Sig
 
 def test_ports_can_be_given_and_a_taken_one_is_named(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        # Bound, so that nobody else is given them; they are in nobody's way as long as they do not listen.
+        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for each in sockets:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            each.bind(("127.0.0.1", 0))
         ports = [each.getsockname()[1] for each in sockets]
-        for each in sockets[:2]:
-            each.close()
+        taken = stack.enter_context(socket.create_server(("127.0.0.1", ports[2])))
         cluster = Cluster.local(tmp_path / "run", ports=ports, command=_script(tmp_path, PARTY))
         with pytest.raises(UsageError, match=f"port {ports[2]} of 127.0.0.1 to be free for party-2"):
             cluster.start()
         assert cluster.pids() == {}
-        sockets[2].close()
+        taken.close()
         with cluster:
             assert [endpoint.port for endpoint in cluster.endpoints] == ports
     with pytest.raises(UsageError, match="expected 3 ports"):

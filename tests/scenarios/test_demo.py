@@ -198,7 +198,7 @@ def test_serve_ends_by_itself_after_its_requests(demo: Demo, tmp_path: Path) -> 
         answered = run_fedsec("predict", *credentials, "--image", digit, "--json", cwd=tmp_path)
         assert json.loads(answered.stdout)["labels"] == expected[1:2]
 
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
         assert (process.returncode, err) == (0, "")
         assert out == "answered 4 image(s); the service has ended\n"
     assert still_running(parties) == []
@@ -206,7 +206,7 @@ def test_serve_ends_by_itself_after_its_requests(demo: Demo, tmp_path: Path) -> 
 
 def test_a_user_may_ask_before_the_service_is_ready(demo: Demo, tmp_path: Path) -> None:
     with subprocess.Popen(
-        fedsec_command("predict", demo.folder, "--wait", 60),
+        fedsec_command("predict", demo.folder, "--wait", 150),
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -215,8 +215,8 @@ def test_a_user_may_ask_before_the_service_is_ready(demo: Demo, tmp_path: Path) 
         time.sleep(1)
         assert user.poll() is None
         with serving(tmp_path, demo.folder, "--num-requests", 3) as process:
-            out, _ = user.communicate(timeout=60)
-            assert process.wait(timeout=30) == 0
+            out, _ = user.communicate(timeout=150)
+            assert process.wait(timeout=120) == 0
     assert out == " ".join(map(str, demo.summary["prediction"]["labels"])) + "\n"
 
 
@@ -248,7 +248,7 @@ def test_serving_a_run_loads_neither_tensorflow_nor_flower(demo: Demo, tmp_path:
     )
     command = [fedsec_command()[0], "-c", script]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60, check=True
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout == "[]\n"
 
@@ -272,7 +272,7 @@ def test_a_signal_stops_the_demo_and_leaves_no_process(
         assert len(parties) == 3
         time.sleep(0.5)
         process.send_signal(number)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == code
     assert err == "fedsec: stopped by a signal; whatever it had started is stopped too\n"
     assert still_running(parties) == []
@@ -282,7 +282,7 @@ def test_a_signal_stops_serving_and_leaves_no_process(demo: Demo, tmp_path: Path
     with serving(tmp_path, demo.folder) as process:
         parties = children_of(process.pid)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.count("\n") == 1
     assert still_running(parties) == []

@@ -144,13 +144,13 @@ def test_a_signal_leaves_no_process_of_flowers(engine: str, number: signal.Signa
         started = descendants(process.pid)
         assert len(started) > 8
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=150)
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 128 + number
         assert err == "fedsec: stopped by a signal; whatever it had started is stopped too\n"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while left := [pid for pid in started if Path(f"/proc/{pid}").exists() and not _is_zombie(pid)]:
         assert number == signal.SIGKILL, left
         assert time.monotonic() < deadline, left
@@ -178,7 +178,7 @@ def test_a_program_of_flowers_that_dies_ends_the_run_by_its_name(tmp_path: Path)
             pid for pid, line in words.items() if b"flower-superlink" in line and b"guard" not in line
         )
         os.kill(victim, signal.SIGKILL)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=150)
     assert process.returncode == 6
     assert "expected superlink to run; it ended with" in err
     assert err.count("\n") == 1

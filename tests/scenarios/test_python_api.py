@@ -51,7 +51,7 @@ def test_a_plain_keras_model_is_shared_served_and_asked(
         shared.serve(num_requests=3)
         with fedsec.Client.connect(cluster) as client:
             answers = client.predict(read_test_images(IMAGES))
-        assert shared.wait(30) == 3
+        assert shared.wait(90) == 3
 
     np.testing.assert_allclose(answers, logits_of(model), atol=0.02)
 

@@ -117,7 +117,7 @@ def _answers_as_keras_does(result: RunResult, last: np.ndarray) -> None:
         shared.serve(num_requests=20, reveals=("logits", "label"))
         with Client.connect(cluster) as user:
             logits, labels = user.predict(images), user.predict(images, "label")
-        assert shared.wait(30) == 20
+        assert shared.wait(90) == 20
     model = models.by_name(result.scenario.training.model)
     shapes = [array.shape for array in model.get_weights()]
     parts = np.split(last, np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1])

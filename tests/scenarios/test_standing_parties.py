@@ -26,18 +26,23 @@ def command(*arguments: object) -> list[str]:
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
 
 
-def free_ports(count: int) -> list[int]:
+@pytest.fixture(scope="module")
+def ports() -> Iterator[list[int]]:
+    """Ports of the parties, kept by sockets that are bound and do not listen: nobody else is given them."""
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
+        sockets = [stack.enter_context(socket.socket()) for _ in NAMES]
+        for each in sockets:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            each.bind(("127.0.0.1", 0))
+        yield [each.getsockname()[1] for each in sockets]
 
 
 @pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def keys(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Path:
     """A folder with everybody's identities, the cluster file and the parties' files."""
     folder = tmp_path_factory.mktemp("keys")
 
@@ -63,7 +68,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     parties = [
         text
-        for name, port in zip(NAMES, free_ports(3), strict=True)
+        for name, port in zip(NAMES, ports, strict=True)
         for text in ("--party", f"{name}@127.0.0.1:{port}={folder / f'{name}.pem'}")
     ]
     cluster = folder / "cluster.toml"
@@ -151,7 +156,7 @@ def test_an_owner_serves_with_standing_parties_and_they_stay(
             assert (answered.returncode, answered.stderr) == (0, "")
             assert len(answered.stdout.split()) == 2
 
-            out, err = owner.communicate(timeout=30)
+            out, err = owner.communicate(timeout=120)
             assert (owner.returncode, out) == (0, "answered 2 image(s); the service has ended\n"), err
     assert [process.poll() for process in parties.values()] == [None] * 3
 
@@ -166,7 +171,7 @@ def test_ctrl_c_ends_the_service_and_the_parties_stay(
         assert owner.stdout is not None
         assert any(line.startswith("  fedsec predict --cluster") for line in owner.stdout)
         owner.send_signal(signal.SIGINT)
-        owner.communicate(timeout=30)
+        owner.communicate(timeout=120)
     assert owner.returncode == 130
     assert [process.poll() for process in parties.values()] == [None] * 3
     assert ask(keys, "ann").returncode == 8
@@ -193,7 +198,7 @@ def test_a_party_that_dies_is_waited_for_and_the_service_goes_on(
             assert "the service goes on" in next(owner.stdout)
             assert ask(keys, "ann").returncode == 0
             owner.send_signal(signal.SIGINT)
-            owner.communicate(timeout=30)
+            owner.communicate(timeout=120)
         finally:
             owner.kill()
     assert owner.returncode == 130
