@@ -148,7 +148,7 @@ def planned(
         noise = _noise(wanted.target_epsilon, wanted.delta, rate, steps * wanted.rounds)
         return SampledGaussian(noise, rate, steps)
     one = SampledGaussian(spent[0].noise_multiplier, rate, steps)
-    cost = _cost(together([*spent, one]), wanted.delta)
+    cost = epsilon_of(together([*spent, one]), wanted.delta).value
     if cost > wanted.target_epsilon:
         raise UsageError(
             f"another round, of {steps} steps at sampling rate {rate:.3g}, would make epsilon"
@@ -162,9 +162,3 @@ def planned(
 def _noise(target: float, delta: float, rate: float, steps: int) -> float:
     """Return the calibrated noise; hospitals of one size share the seconds that it takes."""
     return noise_for(target, delta, rate, steps)
-
-
-@functools.lru_cache(maxsize=1024)
-def _cost(mechanisms: tuple[SampledGaussian, ...], delta: float) -> float:
-    """Return epsilon; hospitals of one size share the seconds that it takes."""
-    return epsilon_of(mechanisms, delta).value
