@@ -551,7 +551,8 @@ def allowed_to_write(path: str) -> bool:
     return "/state/" in path or any(part in path for part in caches)
 
 
-def test_a_party_with_anothers_identity_does_not_start(cluster: Cluster) -> None:
+def test_a_party_with_anothers_identity_does_not_start(shared: tuple[Cluster, Owner]) -> None:
+    cluster, _ = shared
     config = cluster.folder / "parties" / "party-0" / "party.toml"
     text = config.read_text()
     assert "party-0.pem" in text
@@ -570,7 +571,8 @@ def test_a_party_with_anothers_identity_does_not_start(cluster: Cluster) -> None
     assert "Traceback" not in done.stderr
 
 
-def test_two_processes_never_share_one_state(cluster: Cluster) -> None:
+def test_two_processes_never_share_one_state(shared: tuple[Cluster, Owner]) -> None:
+    cluster, _ = shared
     config = cluster.folder / "parties" / "party-0" / "party.toml"
     done = subprocess.run(
         [sys.executable, "-m", "fedsec", "party", "--config", str(config)],

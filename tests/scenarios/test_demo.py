@@ -253,8 +253,15 @@ def test_serving_a_run_loads_neither_tensorflow_nor_flower(demo: Demo, tmp_path:
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("moment", ["MNIST", "training"])
+@pytest.mark.parametrize(
+    ("moment", "number", "code"),
+    [
+        ("MNIST", signal.SIGINT, 130),
+        ("training", signal.SIGTERM, 143),
+        pytest.param("MNIST", signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param("training", signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_stops_the_demo_and_leaves_no_process(
     number: signal.Signals, code: int, moment: str, tmp_path: Path
 ) -> None:
