@@ -26,7 +26,7 @@ from fedsec.aggregation.announcement import (
 from fedsec.aggregation.signing import PUBLIC_KEY_BYTES, check_signature
 from fedsec.errors import TrustError, UsageError
 from fedsec.transport import Endpoint, toml
-from fedsec.transport.access import require_own, require_private
+from fedsec.transport.access import require_private
 
 TRUST_VERSION = 1
 SECRET_BYTES = 32
@@ -129,8 +129,7 @@ class TrustFile:
             TrustError: Others can write it, or read the hospitals' secret in it.
         """
         path = Path(path)
-        table = toml.read(path)
-        require_own(path)
+        table = toml.read_own(path)
         if "secret" in table:
             require_private(path, "the hospitals' secret")
         keys = ("version", "identity", "state", "server", "limits", "aggregators", "roster")

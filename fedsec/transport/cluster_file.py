@@ -13,7 +13,6 @@ from typing import Any
 
 from fedsec.errors import TrustError, UsageError
 from fedsec.transport import toml
-from fedsec.transport.access import require_own
 from fedsec.transport.identity import PUBLIC_KEY_BYTES, Peer, Role, check_name
 
 VERSION = 1
@@ -195,8 +194,7 @@ class ClusterFile:
             TrustError: Others can write it.
         """
         where = str(path)
-        table = toml.read(Path(path))
-        require_own(Path(path))
+        table = toml.read_own(Path(path))
         toml.refuse_unknown(table, _KEYS, where, required=("version", "authority", "parties"))
         if table["version"] != VERSION:
             raise UsageError(f"{where}: expected version {VERSION}, got {table['version']!r}; write it again")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from fedsec.errors import UsageError
 from fedsec.transport import toml
-from fedsec.transport.access import require_own
 from fedsec.transport.identity import check_name
 
 REVEAL_TO = ("server", "hospitals", "nobody")
@@ -72,8 +71,7 @@ class PartyConfig:
             TrustError: Others can write it.
         """
         path = Path(path)
-        where, table = str(path), toml.read(path)
-        require_own(path)
+        where, table = str(path), toml.read_own(path)
         known = [each.name for each in fields(cls)]
         toml.refuse_unknown(table, known, where, required=("name", "identity", "cluster", "state"))
         folder = path.resolve().parent

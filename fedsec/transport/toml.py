@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedsec.errors import UsageError
+from fedsec.transport.access import require_own
 
 T = TypeVar("T")
 
@@ -34,6 +35,18 @@ def read(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         # No TOML, no UTF-8, a number of thousands of digits, or deep nesting.
         raise UsageError(f"expected TOML in {path}: {error}") from error
+
+
+def read_own(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file that says whom to trust.
+
+    Raises:
+        UsageError: As ``read``.
+        TrustError: Others can write it.
+    """
+    table = read(path)
+    require_own(path)
+    return table
 
 
 def refuse_unknown(
