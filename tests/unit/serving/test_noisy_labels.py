@@ -136,8 +136,8 @@ def test_a_client_that_comes_back_to_other_noise_asks_nothing(trio: Any, model: 
     with serve(trio, model, LabelNoise(EPSILON)) as owner, client(trio) as user:
         user.predict(np.zeros((1, 6, 6, 1)), "label")
         owner.stop()
-        owner.serve(reveals=("label",), noise=LabelNoise(5.0))
-        with pytest.raises((ServiceEndedError, ProtocolError)):
+        with pytest.raises(ServiceEndedError):
             user.predict(np.zeros((1, 6, 6, 1)), "label")
+        owner.serve(reveals=("label",), noise=LabelNoise(5.0))
         with pytest.raises(ProtocolError, match="other noise"):
             user.predict(np.zeros((1, 6, 6, 1)), "label")
