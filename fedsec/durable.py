@@ -17,6 +17,7 @@ WAIT_S = 5.0
 """Longest wait for another process that writes."""
 _MAKING = threading.Lock()
 _FEWEST_LOG_BYTES, _MOST_LOG_BYTES = 1 << 20, 1 << 23
+_ZEROS = bytes(1 << 16)
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -88,6 +89,7 @@ def empty_log(database: sqlite3.Connection, path: Path) -> None:
     length = log.stat().st_size if log.exists() else 0
     (busy, *_) = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     # Zeros are no header, so SQLite sees an empty log. Without them, on a full disk, it has one, too.
-    with contextlib.suppress(OSError), log.open("r+b") as file:
+    with contextlib.suppress(OSError), log.open("r+b", buffering=0) as file:
         if not busy and not log.stat().st_size:
-            file.write(bytes(min(max(length, _FEWEST_LOG_BYTES), _MOST_LOG_BYTES)))
+            for _ in range(0, min(max(length, _FEWEST_LOG_BYTES), _MOST_LOG_BYTES), len(_ZEROS)):
+                file.write(_ZEROS)
