@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedsec.errors import UsageError
 from fedsec.nn import Plan, Reveal
 from fedsec.serving.messages import MAX_IMAGES
 
@@ -22,6 +23,16 @@ def most_images(
     """
     largest = max(plan.with_head(reveal, label_epsilon).largest_array for reveal in reveals)
     return max(1, min(MAX_IMAGES, BATCH_ELEMENTS // largest))
+
+
+def check_model_bytes(size: int, most: int) -> None:
+    """Refuse too large a part of a model before it has memory.
+
+    Raises:
+        UsageError: it has more bytes than a party holds of one model.
+    """
+    if size > most:
+        raise UsageError(f"a model's part may have {most} bytes here, this one has {size}")
 
 
 @dataclass(frozen=True, slots=True)

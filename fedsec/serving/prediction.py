@@ -19,7 +19,7 @@ from fedsec.errors import (
 from fedsec.ring import Ring
 from fedsec.serving import parts, sealed
 from fedsec.serving.ledger import Ledger
-from fedsec.serving.limits import Limits
+from fedsec.serving.limits import Limits, check_model_bytes
 from fedsec.serving.messages import (
     Describe,
     Description,
@@ -123,10 +123,7 @@ class PredictionService:
         """Exact length of this party's part of a model."""
         plan = plan_from_wire(message.plan, message.digest)
         size = parts.body_bytes(self.party_id, weight_elements(plan), Ring(plan.ring_bits))
-        if size > self._limits.model_bytes:
-            raise UsageError(
-                f"a model's part may have {self._limits.model_bytes} bytes here, this one has {size}"
-            )
+        check_model_bytes(size, self._limits.model_bytes)
         return size
 
     def _share_model(self, request: Call) -> Reply:
@@ -254,7 +251,7 @@ class PredictionService:
 
     def _describe(self, _request: Call) -> Reply:
         """Describe the model that is being served."""
-        service = self._current(None)
+        service = self._current()
         return Reply(
             Description(
                 service=service.terms.service,
@@ -269,18 +266,17 @@ class PredictionService:
 
     def _query_bytes(self, message: Query) -> int:
         """Exact length of this party's part of a request; refuses what may not be asked for."""
-        return self._current(message.service).queries.body_bytes(message)
+        return self._current().queries.body_bytes(message)
 
     def _query(self, request: Call) -> Reply:
         """Take a part, wait until the parties have answered the request, reply with this party's share."""
-        message: Query = request.message
-        return self._current(message.service).queries.answer(request)
+        return self._current().queries.answer(request)
 
-    def _current(self, wanted: bytes | None) -> RunningService:
+    def _current(self) -> RunningService:
         """Return the running service.
 
         Raises:
-            ServiceEndedError: there is none, or another than the one wanted.
+            ServiceEndedError: there is none.
             FedsecError: what ended the last one.
         """
         with self._lock:
@@ -290,6 +286,4 @@ class PredictionService:
         with contextlib.suppress(DeadlineError):
             service.await_started(Deadline.after(self._limits.setup_s))
         service.room.check_open()
-        if wanted is not None and wanted != service.terms.service:
-            raise ServiceEndedError("that service has ended and another one runs: connect again")
         return service

@@ -66,8 +66,7 @@ class Queries:
             TrustError: the owner does not allow to reveal this; the part is not read then.
             UsageError: more images than a request may have.
         """
-        if message.service != self._service:
-            raise ServiceEndedError("that service has ended and another one runs: connect again")
+        self._check_service(message)
         if message.reveal not in self._heads:
             raise TrustError(
                 f"reveal={message.reveal!r} is not allowed here: the owner allows "
@@ -80,6 +79,10 @@ class Queries:
             )
         return parts.body_bytes(self._party_id, message.images * self._size, self._ring)
 
+    def _check_service(self, message: Query) -> None:
+        if message.service != self._service:
+            raise ServiceEndedError("that service has ended and another one runs: connect again")
+
     def answer(self, call: Call) -> Reply:
         """Take a part, wait until the parties have answered the request, reply with this party's share."""
         ticket = self._admit(call)
@@ -88,6 +91,8 @@ class Queries:
     def _admit(self, call: Call, decided: Callable[[Ticket], None] | None = None) -> Ticket:
         """Read a part into the room, if its request may be answered at all."""
         message: Query = call.message
+        # Again: another service may have begun since the length of the body was checked.
+        self._check_service(message)
         key = RequestKey(bytes.fromhex(call.peer.fingerprint), message.request)
         verdict = judge_alone(key, message.images, self._book)
         if verdict is not Verdict.ACCEPT:

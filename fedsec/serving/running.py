@@ -117,11 +117,11 @@ class RunningService:
             longest_s=limits.part_s + limits.answer_s,
         )
         epsilon = terms.label_epsilon
-        self.heads = {reveal: held.plan.with_head(reveal, epsilon) for reveal in terms.reveals}
-        self.batch_images = min(limits.batch_images, most_images(held.plan, terms.reveals, epsilon))
-        limits = replace(limits, batch_images=self.batch_images)
+        heads = {reveal: held.plan.with_head(reveal, epsilon) for reveal in terms.reveals}
+        batch_images = min(limits.batch_images, most_images(held.plan, terms.reveals, epsilon))
+        limits = replace(limits, batch_images=batch_images)
         self.queries = Queries(
-            party_id, terms.service, held.plan, heads=self.heads, book=book, room=self.room, limits=limits
+            party_id, terms.service, held.plan, heads=heads, book=book, room=self.room, limits=limits
         )
         self._party_id = party_id
         self._limits = limits

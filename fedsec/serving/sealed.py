@@ -15,6 +15,7 @@ from fedsec.aggregation.sealed.state import SealedState, SealedStates
 from fedsec.errors import TrustError, UsageError
 from fedsec.nn import Plan
 from fedsec.nn.sealed import Source, gather, serving_digest
+from fedsec.serving.limits import check_model_bytes
 from fedsec.serving.messages import ID_BYTES, ShareSealed
 from fedsec.serving.shelf import HeldModel
 from fedsec.serving.weights import plan_from_wire, plan_to_wire, weight_elements
@@ -79,9 +80,7 @@ def take(message: ShareSealed, states: SealedStates, most_bytes: int) -> HeldMod
         UsageError: Plan and state do not fit each other, or the part is too large.
     """
     plan = plan_from_wire(message.plan, message.digest)
-    size = weight_elements(plan) * _SHARE_BYTES
-    if size > most_bytes:
-        raise UsageError(f"a model's part may have {most_bytes} bytes here, this one has {size}")
+    check_model_bytes(weight_elements(plan) * _SHARE_BYTES, most_bytes)
     state = states.read(message.session, message.number)
     _check(message, plan, state)
     weights = gather(plan, message.sources, state.share)

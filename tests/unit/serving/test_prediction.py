@@ -503,7 +503,7 @@ def test_the_plans_largest_step_bounds_batches_and_requests(
     plan, weights = model
     monkeypatch.setattr(limits_module, "BATCH_ELEMENTS", 4 * plan.largest_array + 1)
     with serve(trio, model) as owner, client(trio) as user:
-        assert [service._service.batch_images for service in trio.services] == [4, 4, 4]
+        assert [service._service._limits.batch_images for service in trio.services] == [4, 4, 4]
         np.testing.assert_allclose(
             user.predict(images(10)), plaintext.predict(plan, weights, images(10)), atol=1e-2
         )
