@@ -19,6 +19,7 @@ SMALLER = {
     "thirty-skewed-hospitals": ["hospitals.count=6", "aggregation.minimum_cohort=2", "training.examples=600"],
     "three-of-ten-drop": ["training.rounds=2", "training.examples=1000"],
     "memorised-canaries": ["training.examples=150", "training.local_epochs=1"],
+    "private-hospitals": ["hospitals.count=3", "aggregation.minimum_cohort=2", "training.examples=600"],
     "many-hospitals": ["hospitals.count=20", "training.examples=1000"],
 }
 
