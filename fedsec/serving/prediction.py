@@ -199,7 +199,7 @@ class PredictionService:
                 explain=lambda error: self._neighbours.explain(terms.service, error),
             )
             service.start()
-        service.await_started(Deadline.after(3 * self._limits.setup_s))
+        service.await_started(Deadline.after(4 * self._limits.setup_s))
         return Reply(self._status())
 
     def _stop_service(self, _request: Call) -> Reply:

@@ -302,7 +302,9 @@ class RunningService:
     def _rehearse(self, party: Party, engine: Engine) -> None:
         """Predict one image of zeros before anyone asks, so that the first user waits for no compilation."""
         zeros = np.zeros((1, *self.held.plan.input_shape), dtype=party.ring.dtype)
-        party.wait_s = self._limits.setup_s
+        # Once after an installation every kernel is compiled here, at all three: on a busy machine that takes
+        # longer than to link up. A party that is lost meanwhile breaks its links and is not waited for.
+        party.wait_s = 2 * self._limits.setup_s
         share = RepShare(own=zeros, next=zeros, fraction_bits=self.held.plan.fraction_bits)
         for reveal in self.terms.reveals:
             engine.predict(share, reveal)
