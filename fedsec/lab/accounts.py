@@ -45,8 +45,8 @@ def cost_before(scenario: Scenario, words: int) -> str:
     length = math.sqrt(noise.total * words) / noise.clip_words / count
     return (
         f"privacy.level = 'hospital': the noise of an average over {count} hospitals will be {length:.1f}"
-        " clips long, and an update is one clip long at most. With hundreds of hospitals a model is left,"
-        " with few there is none: privacy.level = 'record' protects their records instead"
+        " clips long, and an update is one clip long at most. With a hundred hospitals a small model is"
+        " left, with few there is none: privacy.level = 'record' protects their records instead"
     )
 
 

@@ -141,7 +141,7 @@ class PrivacySettings:
 
     level: Literal["record", "hospital"] = "record"
     """``record``: DP-SGD in each hospital's own training. ``hospital``: the aggregators add noise that nobody
-    holds to every sum; only with hundreds of hospitals is a model left."""
+    holds to every sum; only with many hospitals, and few parameters, is a model left."""
 
     target_epsilon: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.0
     """What all rounds together may tell about one record, or one hospital; 0 trains without noise."""

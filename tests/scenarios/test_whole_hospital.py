@@ -102,17 +102,17 @@ def test_flowers_own_engines_have_the_same_noise_and_accounts(
 def test_a_hundred_hospitals_learn_something_where_ten_learn_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As measured for the documentation, where 100 hospitals reach more than half and ten guess."""
+    """As measured for the documentation: 92.85 % and 14.9 %."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     reached = {
         count: fedsec.run_scenario(
             scenario(
-                "privacy.target_epsilon=8", "privacy.delta=1e-5", "training.rounds=6",
+                "privacy.target_epsilon=8", "privacy.delta=1e-5", "training.rounds=6", "training.model=gabor",
                 f"hospitals.count={count}", "hospitals.dropped_each_round=0",
             ),
             runs=tmp_path,
         ).accuracy
         for count in (10, 100)
     }  # fmt: skip
-    assert reached[10] < 0.3
-    assert reached[100] > 0.4
+    assert reached[10] < 0.5
+    assert reached[100] > 0.8
