@@ -541,7 +541,7 @@ def test_threat_26_a_server_that_announces_two_models_is_caught_by_the_hospital(
     other = np.zeros(SMALL, np.float32)
     second = msgspec.structs.replace(round_.announcement, array_digests=(array_digest(other),))
     with pytest.raises(TrustError, match="two announcements"):
-        site.collector.announce(second, Deadline.after(5))
+        site.collector.announce(second, Deadline.after(30))
     signed = Signed(second.encode(), sign_announcement(second, site.server))
     hospital.do("accept", round=str(site.lay_out(second, signed, other).folder))
     code, text = hospital.ended()
@@ -561,7 +561,7 @@ def test_threat_26_a_server_that_announces_two_models_is_caught_by_the_hospital(
 
 def _opens(site: Site, case: str, announcement: Announcement) -> set[str]:
     try:
-        site.collector.announce(announcement, Deadline.after(5))
+        site.collector.announce(announcement, Deadline.after(30))
     except TrustError:
         return set()
     return {case}

@@ -32,7 +32,7 @@ def test_version_is_that_of_the_package() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=True,
     )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -144,7 +144,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
             env=os.environ | {"PYTHONUNBUFFERED": ""},
             stdout=writer,
             stderr=subprocess.PIPE,
-            timeout=30,
+            timeout=120,
             check=False,
         )
     finally:

@@ -63,16 +63,16 @@ def test_no_descendant_is_left(end: str, tmp_path: Path) -> None:
             process.stdin.close()
         else:
             process.send_signal(signal.Signals[end])
-        code = process.wait(20)
+        code = process.wait(90)
     assert code == (0 if end == "the program ends" else 128 + signal.SIGTERM)
     assert not [pid for pid in before if lives(pid)]
 
 
 def test_the_exit_code_is_the_programs() -> None:
     with guard("raise SystemExit(7)") as process:
-        assert process.wait(20) == 7
+        assert process.wait(90) == 7
     with guard("import os, signal; os.kill(os.getpid(), signal.SIGKILL)") as process:
-        assert process.wait(20) == 128 + signal.SIGKILL
+        assert process.wait(90) == 128 + signal.SIGKILL
 
 
 def test_descendants_are_found_and_others_are_not() -> None:

@@ -22,7 +22,7 @@ ROOT = Path(fedsec.__file__).parent.parent
 def loaded_after(statement: str) -> set[str]:
     script = f"import sys\n{statement}\nprint(*sorted(sys.modules))"
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )
     return set(done.stdout.split())
 

@@ -147,7 +147,7 @@ def test_a_signal_while_tensorflow_starts_waits_until_it_has() -> None:
         "    print('stopped after', inside)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout == "stopped after True\n"
 

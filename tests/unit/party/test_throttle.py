@@ -72,6 +72,6 @@ except UsageError:
         logging.getLogger("fedsec.transport.server").warning("refused: %s", "again")
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stderr.count("refused: again") == BURST

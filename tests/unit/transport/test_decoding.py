@@ -61,7 +61,7 @@ for _ in range(100):
 def test_threads_that_decode_a_class_for_the_first_time_do_not_crash_the_process() -> None:
     """With ``msgspec.msgpack.decode`` this dies of a segmentation fault, so it has a process of its own."""
     command = [sys.executable, "-c", _FIRST_TIMES]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr
 
 
