@@ -129,7 +129,6 @@ class Reception:
     def _keep(self, arrival: _Arrival, difference: int) -> Stored:
         round_, header, digest = arrival.round, arrival.header, arrival.digest
         try:
-            round_.require_open()
             stored = self._stored(round_, header, digest)
         except FedsecError:
             # Too late, or another upload was faster. No row names the file, unless it came twice.
@@ -146,10 +145,12 @@ class Reception:
         return Stored(self._me, signature)
 
     def _stored(self, round_: Round, header: UploadHeader, digest: bytes) -> Stored | None:
+        """Return the acknowledgement that was given before; without one, check that one may be given."""
         known = self._context.store.upload(round_.key, header.hospital)
+        if known is not None and known.entry.header_digest == digest:
+            return Stored(self._me, known.signature)
+        round_.require_open()
         if known is not None:
-            if known.entry.header_digest == digest:
-                return Stored(self._me, known.signature)
             raise ProtocolError(f"'{header.hospital}' has uploaded to {round_.announcement.id} before")
         if self._context.store.upload_id_used(header.hospital, header.upload_id):
             raise ProtocolError(f"the upload id of '{header.hospital}' was used before")
@@ -157,8 +158,4 @@ class Reception:
 
     def _checked_header(self, peer: Peer, signed: Signed) -> tuple[Round, UploadHeader]:
         round_ = self._find(read_header(signed).round)
-        header = check_header(round_.announcement, round_.digest, peer, signed)
-        known = self._context.store.upload(round_.key, header.hospital)
-        if known is None or known.entry.header_digest != header_digest(signed.payload):
-            round_.require_open()
-        return round_, header
+        return round_, check_header(round_.announcement, round_.digest, peer, signed)
