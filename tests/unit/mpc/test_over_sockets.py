@@ -35,7 +35,7 @@ def test_large_messages_round_the_circle_do_not_deadlock() -> None:
 
     def run(i: int) -> None:
         party = establish(
-            i, mesh[i, (i - 1) % 3], mesh[i, (i + 1) % 3], b"sockets", Deadline.after(20), wait_s=20
+            i, mesh[i, (i - 1) % 3], mesh[i, (i + 1) % 3], b"sockets", Deadline.after(90), wait_s=90
         )
         positive = relu(party, shares[i], 20)
         opened[i] = reveal(party, multiply(party, positive, positive))
