@@ -7,7 +7,7 @@ PYTEST_DONT_REWRITE: nothing here is an ``assert``, and a test file imports this
 it.
 """
 
-from fedsec.testing.checks import ViewReport, check_view, view_report
+from fedsec.testing.checks import ViewReport, check_view, leaks, view_report
 from fedsec.testing.example import CheckError, Example
 from fedsec.testing.inputs import Additive, Bits, Secret
 from fedsec.testing.mutants import Mutant
@@ -23,6 +23,7 @@ __all__ = [
     "ViewReport",
     "check_protocol",
     "check_view",
+    "leaks",
     "protocol_seed",
     "view_report",
 ]

@@ -105,6 +105,14 @@ def view_report(example: Example, seed: bytes, mutant: Mutant | None = None) -> 
     )
 
 
+def leaks(example: Example, seed: bytes, mutant: Mutant | None = None) -> bool:
+    """Say whether one of the two view tests finds a leak; the cheaper one first, and one is enough."""
+    for test, name in ((p_of_random_inputs, "random"), (p_of_fixed_inputs, "fixed")):
+        if test(example, VIEW_LANES, key_for(seed, name), mutant) < P_LIMIT:
+            return True
+    return False
+
+
 def check_view(example: Example, seed: bytes) -> None:
     """Check that what each party sees tells it nothing, by the two tests or by the example's own simulation.
 
@@ -138,8 +146,8 @@ def check_teeth(example: Example, seed: bytes) -> None:
             continue
         escaped.append(twin.name)
     if example.simulated is None:
-        reports = {mutant: view_report(example, seed, mutant) for mutant in Mutant}
-        escaped += [f"{mutant.value} ({report})" for mutant, report in reports.items() if report.hides]
+        hidden = [mutant for mutant in Mutant if not leaks(example, seed, mutant)]
+        escaped += [f"{mutant.value} ({view_report(example, seed, mutant)})" for mutant in hidden]
     elif not twins:
         raise UsageError(f"{example.name} has no broken twin; a check that nothing can fail proves nothing")
     if escaped:

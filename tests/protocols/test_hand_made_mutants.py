@@ -32,7 +32,7 @@ from fedsec.mpc.signs import SignMasks
 from fedsec.mpc.simulator import RecordingParty
 from fedsec.ring import Ring, RingArray, ring_of, signed
 from fedsec.sharing.boolean import BitShare
-from fedsec.testing import Additive, Bits, Example, Secret, view_report
+from fedsec.testing import Additive, Bits, Example, Secret, leaks, view_report
 from fedsec.testing.checks import check_value
 
 pytest_plugins = ["fedsec.testing"]
@@ -109,7 +109,7 @@ def test_a_transfer_with_spoiled_masks_is_noticed(
 ) -> None:
     monkeypatch.setattr(two_holders, "_part_and_mask", mutant)
 
-    assert not view_report(example, protocol_seed).hides
+    assert leaks(example, protocol_seed)
 
 
 class _RhoAgain:
@@ -149,7 +149,7 @@ def test_a_transfer_that_uses_the_mask_of_the_sum_again_is_noticed(
     monkeypatch.setattr(Party, "stream_with", spoiled)
 
     check_value(example, protocol_seed)
-    assert not view_report(example, protocol_seed).hides
+    assert leaks(example, protocol_seed)
 
 
 @pytest.mark.parametrize("pair", [{0, 1}, {1, 2}, {0, 2}], ids=str)
@@ -172,7 +172,7 @@ def test_a_zero_share_of_bits_that_one_pair_uses_again_in_the_next_round_is_noti
     monkeypatch.setattr(Party, "zero_bits", spoiled)
 
     check_value(AND_TWICE, protocol_seed)
-    assert not view_report(AND_TWICE, protocol_seed).hides
+    assert leaks(AND_TWICE, protocol_seed)
 
 
 class _Repeating:
@@ -207,7 +207,7 @@ def test_a_selection_that_takes_one_stream_word_for_three_is_noticed(
     monkeypatch.setattr(comparison, role, spoiled)
 
     # Party 1 holds no more than its own words, so it is party 0 or 2 whose messages repeat.
-    assert not view_report(SELECT, protocol_seed).hides
+    assert leaks(SELECT, protocol_seed)
 
 
 _honest_mask = two_parties.draw_mask
@@ -240,7 +240,7 @@ def test_a_spoiled_mask_of_what_parties_1_and_2_open_is_noticed(
     monkeypatch.setattr(module, "draw_mask", mutant)
 
     check_value(RELU, protocol_seed)
-    assert not view_report(RELU, protocol_seed).hides
+    assert leaks(RELU, protocol_seed)
 
 
 def test_a_mask_that_serves_the_tree_and_the_sign_is_noticed(
@@ -255,7 +255,7 @@ def test_a_mask_that_serves_the_tree_and_the_sign_is_noticed(
     monkeypatch.setattr(SignMasks, "draw", spoiled)
 
     check_value(RELU, protocol_seed)
-    assert not view_report(RELU, protocol_seed).hides
+    assert leaks(RELU, protocol_seed)
 
 
 @pytest.mark.parametrize("other", [1, 2])
@@ -276,7 +276,7 @@ def test_a_relu_that_takes_one_stream_word_twice_is_noticed(
     monkeypatch.setattr(Party, "stream_with", spoiled)
 
     check_value(RELU, protocol_seed)
-    assert not view_report(RELU, protocol_seed).hides
+    assert leaks(RELU, protocol_seed)
 
 
 def _known_to_the_receiver(party: Party, shape: tuple[int, ...], ring: Ring) -> RingArray:
@@ -301,7 +301,7 @@ def test_a_product_with_a_spoiled_zero_share_is_noticed(
 ) -> None:
     monkeypatch.setattr(Party, "zero_share", mutant)
 
-    assert not view_report(MULTIPLY, protocol_seed).hides
+    assert leaks(MULTIPLY, protocol_seed)
 
 
 def _known_bits(mask: int) -> Callable[..., RingArray]:
@@ -324,7 +324,7 @@ def test_a_zero_share_of_which_the_receiver_knows_some_bits_is_noticed(
 ) -> None:
     monkeypatch.setattr(Party, "zero_share", _known_bits(known))
 
-    assert not view_report(example, protocol_seed).hides
+    assert leaks(example, protocol_seed)
 
 
 def _middle_bits_again(party: RecordingParty, shape: tuple[int, ...], ring: Ring) -> RingArray:
@@ -343,7 +343,7 @@ def test_a_zero_share_whose_middle_bits_come_again_in_the_next_call_is_noticed(
 ) -> None:
     monkeypatch.setattr(Party, "zero_share", _middle_bits_again)
 
-    assert not view_report(MULTIPLY, protocol_seed).hides
+    assert leaks(MULTIPLY, protocol_seed)
 
 
 def test_the_protocols_as_they_are_hide_their_inputs(protocol_seed: bytes) -> None:
