@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import fedsec
-from fedsec.audit.report import print_audit
-from fedsec.audit.run import audit_run
+from fedsec.audit.study import run_study
+from fedsec.audit.study_report import print_study
 
 if __name__ == "__main__":
     scenario = fedsec.Scenario.load(Path(__file__).parent, sys.argv[1:])
-    result = fedsec.run_scenario(scenario)
-    for entry in result.rounds:
-        print(f"round {entry.round}: {entry.accuracy:.2%} from {entry.included} hospitals")
-    print_audit(audit_run(result.folder.path, parts=["membership", "lira", "canaries"]))
-    print(f"the model is in {result.folder.model}, what attacks on it reach in {result.folder.audit}")
+    study = run_study(scenario)
+    for result in study.runs:
+        for entry in result.rounds:
+            print(f"round {entry.round}: {entry.accuracy:.2%} from {entry.included} hospitals")
+    print_study(study.summary())

@@ -18,10 +18,18 @@ SMALLER = {
     "ten-equal-hospitals": ["hospitals.count=3", "aggregation.minimum_cohort=2", "training.examples=600"],
     "thirty-skewed-hospitals": ["hospitals.count=6", "aggregation.minimum_cohort=2", "training.examples=600"],
     "three-of-ten-drop": ["training.rounds=2", "training.examples=1000"],
-    "memorised-canaries": ["training.examples=150", "training.local_epochs=1"],
+    "memorised-canaries": [
+        "training.examples=150", "training.local_epochs=1", "study.values=[8]", 'study.audits=["membership"]',
+    ],
     "private-hospitals": ["hospitals.count=3", "aggregation.minimum_cohort=2", "training.examples=600"],
+    "privacy-curve": ["training.examples=300", "training.learning_rate=1", "study.values=[2]"],
+    "fairness-under-privacy": [
+        "hospitals.count=6", "aggregation.minimum_cohort=2", "training.examples=600",
+        "study.values=[0]", 'study.audits=["fairness"]',
+    ],
+    "gradient-inversion": ["training.examples=150", "training.model=mlp"],
     "many-hospitals": ["hospitals.count=20", "training.examples=1000"],
-}
+}  # fmt: skip
 
 
 def test_there_is_a_smoke_size_for_every_scenario() -> None:
@@ -50,12 +58,24 @@ def test_scenarios_run_in_smoke_size(
     runpy.run_path(str(script), run_name="__main__")
 
     scenario = Scenario.load(SCENARIOS / name, overrides)
-    summary = json.loads((tmp_path / "runs" / "latest" / "summary.json").read_text())
+    latest = tmp_path / "runs" / "latest"
     left = scenario.hospitals.count - scenario.hospitals.dropped_each_round
-    assert [report["included"] for report in summary["rounds"]] == [left] * scenario.training.rounds
-    assert all(report["difference"] <= report["error_bound"] for report in summary["rounds"])
-    assert Path(summary["run"], "model.keras").is_file()
+    for folder in runs_of(latest):
+        summary = json.loads((folder / "summary.json").read_text())
+        assert [report["included"] for report in summary["rounds"]] == [left] * scenario.training.rounds
+        assert all(report["difference"] <= report["error_bound"] for report in summary["rounds"])
+        assert Path(summary["run"], "model.keras").is_file()
     assert f"from {left} hospitals" in capsys.readouterr().out
+    if scenario.study.wanted:
+        assert list(latest.glob("*.png")), "a study ends in a figure"
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """Return the folders of a study's runs, or the folder of one run."""
+    study = folder / "study.json"
+    if not study.is_file():
+        return [folder]
+    return [Path(row["run"]) for row in json.loads(study.read_text())["runs"]]
 
 
 @pytest.mark.parametrize(
