@@ -19,7 +19,7 @@ SMALLER = {
     "thirty-skewed-hospitals": ["hospitals.count=6", "aggregation.minimum_cohort=2", "training.examples=600"],
     "three-of-ten-drop": ["training.rounds=2", "training.examples=1000"],
     "memorised-canaries": [
-        "training.examples=150", "training.local_epochs=1", "study.values=[8]", 'study.audits=["membership"]',
+        "training.examples=150", "training.local_epochs=1", "study.values=[0]", 'study.audits=["membership"]',
     ],
     "private-hospitals": ["hospitals.count=3", "aggregation.minimum_cohort=2", "training.examples=600"],
     "privacy-curve": ["training.examples=300", "training.learning_rate=1", "study.values=[2]"],
