@@ -42,7 +42,14 @@ from fedsec.aggregation.reception import Reception
 from fedsec.aggregation.round import Round
 from fedsec.aggregation.signing import Buffer, Signer
 from fedsec.aggregation.store import RoundRow, State, Store
-from fedsec.errors import FedsecError, ProtocolError, RoundAbortedError, StateError, TrustError
+from fedsec.errors import (
+    FedsecError,
+    PeerLostError,
+    ProtocolError,
+    RoundAbortedError,
+    StateError,
+    TrustError,
+)
 from fedsec.transport import Peer
 
 MOST_REASON = 500
@@ -254,7 +261,16 @@ class Aggregator:
         return Received()
 
     def _collect(self, peer: Peer, message: CollectSum) -> tuple[SumShare, bytes]:
-        return self._find(message.round).collect(peer.public_key)
+        round_ = self._find(message.round)
+        reply, body = round_.collect(peer.public_key)
+        if reply.ready and round_.announcement.encoding.noise is not None:
+            # A state that was set back could hold another set than the one a share went out for, and noise
+            # on each would be a draw of its own.
+            try:
+                self._history.require_current()
+            except PeerLostError:
+                return SumShare(ready=False), b""
+        return reply, body
 
     def _finish(self, peer: Peer, message: FinishRound) -> tuple[Received, bytes]:
         self._require_server(peer)

@@ -23,7 +23,7 @@ from fedsec.aggregation.disk import disk_errors, sync_folder
 from fedsec.aggregation.messages import NONCE_BYTES
 from fedsec.aggregation.signing import Buffer
 from fedsec.errors import ProtocolError, StateError
-from fedsec.ring import RingArray, fresh_key
+from fedsec.ring import RingArray, derive_key, fresh_key
 from fedsec.sharing import compressed
 
 CHUNK_BYTES = 1 << 20
@@ -212,7 +212,7 @@ class PartFolder:
         self._key = b""
 
     def create(self) -> None:
-        """Make the folder, readable by its owner only, with the key for seeds.
+        """Make the folder, readable by its owner only, with the key for seeds and noise.
 
         Raises:
             StateError: The disk does not take it.
@@ -233,11 +233,26 @@ class PartFolder:
         Raises:
             StateError: The key is erased or cannot be read.
         """
+        pad = hmac.digest(self._secret(), header, "sha256")
+        return bytes(one ^ other for one, other in zip(seed, pad, strict=True))
+
+    def noise_key(self, announcement: bytes, root: bytes) -> bytes:
+        """Return the key of the noise on the sum over one included set: always the same until it is erased.
+
+        Args:
+            announcement: The announcement digest.
+            root: The root of the included set. Noise on the sum over another set is independent.
+
+        Raises:
+            StateError: The key it is derived from is erased or cannot be read.
+        """
+        return derive_key(self._secret(), purpose="aggregation/noise", context=announcement + root)
+
+    def _secret(self) -> bytes:
         if not self._key:
             with disk_errors(STATE):
                 self._key = (self.path / _KEY).read_bytes()
-        pad = hmac.digest(self._key, header, "sha256")
-        return bytes(one ^ other for one, other in zip(seed, pad, strict=True))
+        return self._key
 
     def part(self, header: bytes) -> Path:
         """Return the path of a committed part; no two hospitals share ``header``, the header digest."""
@@ -271,7 +286,7 @@ class PartFolder:
         """Remove every part but those with a header digest to keep; the sum share stays.
 
         Args:
-            keep: Header digests. Without any, the key for seeds goes as well.
+            keep: Header digests. Without any, the key for seeds and noise goes as well.
 
         Raises:
             StateError: The disk does not take it.

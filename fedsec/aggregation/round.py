@@ -269,12 +269,12 @@ class Round:
             self.abort(f"{len(found.included)} complete uploads, the minimum cohort is {cohort} ({reasons})")
             return
         words, nonce = self.holdings.sum(found.included), fresh_nonce(self.announcement)
-        # Drawn once: after a crash it is drawn anew only while the set is not signed, and what a share is
-        # bound to has not left.
-        add_noise(words, self.announcement.layout, self.digest)
+        root = found.root(self.key)
+        # The same over the same set after any crash, and on a disk that was set back: the key was made
+        # when the round was announced.
+        add_noise(words, self.announcement.layout, self.digest, self.folder.noise_key(self.digest, root))
         self.folder.write_sum(nonce, words)
         bound = bind_sum(self.announcement, self._me, nonce, words.tobytes())
-        root = found.root(self.key)
         statement = SetStatement(
             self.announcement.id, self.digest, self._me, len(found.included), root, bound, NOTHING_SEEN
         )

@@ -10,18 +10,19 @@ from __future__ import annotations
 from fedsec.aggregation.checksum import PIECE_WORDS, Checksum
 from fedsec.aggregation.planner import Layout
 from fedsec.ring import RingArray
+from fedsec.ring.streams import KeyedStream
 
 
-def add_noise(words: RingArray, layout: Layout, announcement: bytes) -> None:
-    """Draw this aggregator's noise from a key of its own and add it to its share of the sum.
-
-    Nothing of it is kept but the sum. Call it once for a share, before the commitment, and store what it
-    leaves: with two draws on one sum their difference would be known, and with many the sum.
+def add_noise(words: RingArray, layout: Layout, announcement: bytes, key: bytes) -> None:
+    """Draw this aggregator's noise and add it to its share of the sum; nothing of it is kept but the sum.
 
     Args:
         words: The share, shape [layout.words]; changed in place. A layout without noise leaves it.
         layout: The layout of the round.
         announcement: The announcement digest, which keys the checksum.
+        key: 32 secret bytes that belong to this aggregator, round and included set alone. The same key
+            makes the same noise: with two draws on one sum their difference would be known, and with many
+            the sum.
     """
     noise = layout.encoding.noise
     if noise is None:
@@ -31,7 +32,7 @@ def add_noise(words: RingArray, layout: Layout, announcement: bytes) -> None:
 
     running = Checksum(layout, announcement).running()
     update = words[: layout.update_words]
-    sampler = SkellamSampler(noise.part)
+    sampler = SkellamSampler(noise.part, KeyedStream(key))
     for start in range(0, update.size, PIECE_WORDS):
         piece = update[start : start + PIECE_WORDS]
         drawn = sampler.draw(piece.size).astype(words.dtype)  # what is negative wraps, as in the ring

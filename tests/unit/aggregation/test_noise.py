@@ -4,6 +4,7 @@ Expected values are Python integers, plain numpy and SciPy's Skellam law.
 """
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -13,16 +14,26 @@ from scipy import special, stats
 from fedsec.aggregation import ArraySpec, Layout, encode_update, plan_encoding
 from fedsec.aggregation.checksum import Checksum
 from fedsec.aggregation.encoding import UpdateWords, decode_sum
-from fedsec.aggregation.messages import CollectSum
+from fedsec.aggregation.history import History
+from fedsec.aggregation.messages import CollectSum, Hello, SumShare
 from fedsec.aggregation.noise import adding
 from fedsec.aggregation.noise.planning import HospitalLevel, plan_noise, sum_of
 from fedsec.aggregation.noise.terms import LARGEST_PART, Noise
+from fedsec.aggregation.parts import PartFolder
 from fedsec.aggregation.round import Round
-from fedsec.errors import ProtocolError, RangeError, RoundAbortedError, UsageError
+from fedsec.errors import (
+    FedsecError,
+    PeerLostError,
+    ProtocolError,
+    RangeError,
+    RoundAbortedError,
+    UsageError,
+)
 from fedsec.privacy import skellam
 from fedsec.privacy.skellam import LARGEST_VARIANCE, SkellamSampler
 from fedsec.privacy.skellam_accounting import epsilon_of_sums
-from fedsec.ring.streams import KeyedStream
+from fedsec.ring.streams import KeyedStream, fresh_key
+from fedsec.transport.decoding import decode_as
 
 WORDS = 12_000
 CLIP = 2.0
@@ -61,7 +72,7 @@ def drawn(monkeypatch):
     parts = []
 
     class Recorded:
-        def __init__(self, variance):
+        def __init__(self, variance, stream):
             self._of = SkellamSampler(variance, KeyedStream(bytes([len(parts) + 1]) * 32))
             parts.append([])
             self._mine = parts[-1]
@@ -130,7 +141,7 @@ def left_by(noise, drawn):
     total = np.zeros(WORDS + 2, np.uint32)
     for _ in range(noise.aggregators):
         share = np.zeros(WORDS + 2, np.uint32)
-        adding.add_noise(share, layout(noise), bytes(32))
+        adding.add_noise(share, layout(noise), bytes(32), fresh_key())
         total += share
     return total[:WORDS].view(np.int32) - sum(drawn()[: noise.colluding])
 
@@ -153,9 +164,16 @@ def test_scaling_that_forgets_the_coalition_is_found(drawn, monkeypatch):
 def test_the_noise_of_a_run_is_drawn_from_keys_of_its_own(tmp_path):
     """No fixed keys. Two draws of this variance agree in a word with a probability below 1e-4."""
     noise = Noise(CLIP, 8192, 2.0**24, 3, 2)
-    shares = [np.zeros(WORDS + 2, np.uint32) for _ in range(3)]
-    for share in shares:
-        adding.add_noise(share, layout(noise), bytes(32))
+    folders = [PartFolder(tmp_path / name, bytes(20)) for name in ("one", "other")]
+    for folder in folders:
+        folder.create()
+    # Two aggregators in a round; another announcement and another included set of one of them.
+    contexts = [(bytes(32), bytes(32)), (bytes(31) + b"1", bytes(32)), (bytes(32), bytes(31) + b"1")]
+    keys = [folders[1].noise_key(*contexts[0]), *(folders[0].noise_key(*one) for one in contexts)]
+    assert [PartFolder(tmp_path / "one", bytes(20)).noise_key(*one) for one in contexts] == keys[1:]
+    shares = [np.zeros(WORDS + 2, np.uint32) for _ in keys]
+    for share, key in zip(shares, keys, strict=True):
+        adding.add_noise(share, layout(noise), bytes(32), key)
     for place, one in enumerate(shares):
         assert np.count_nonzero(one[:WORDS]) > 0.99 * WORDS
         assert int(one[WORDS]) == 0
@@ -166,7 +184,7 @@ def test_the_noise_of_a_run_is_drawn_from_keys_of_its_own(tmp_path):
 def test_the_weight_is_exact_and_the_checksum_belongs_to_the_noisy_words(drawn):
     share = np.arange(WORDS + 2, dtype=np.uint32)
     before = share.copy()
-    adding.add_noise(share, layout(), bytes(32))
+    adding.add_noise(share, layout(), bytes(32), fresh_key())
     (noise,) = drawn()
     assert np.array_equal((share - before)[:WORDS].view(np.int32), noise)
     assert share[WORDS] == before[WORDS]
@@ -178,9 +196,9 @@ def test_the_weight_is_exact_and_the_checksum_belongs_to_the_noisy_words(drawn):
 def test_noise_that_leaves_the_checksum_word_out_is_noticed(tmp_path, drawn, monkeypatch):
     """It would open <rho, sum> of the exact sum beside the noisy words."""
 
-    def careless(words, layout, announcement):
+    def careless(words, layout, announcement, key):
         words[: layout.update_words] += (
-            skellam.SkellamSampler(6.0).draw(layout.update_words).astype(np.uint32)
+            skellam.SkellamSampler(6.0, None).draw(layout.update_words).astype(np.uint32)
         )
 
     monkeypatch.setattr("fedsec.aggregation.round.add_noise", careless)
@@ -195,13 +213,66 @@ def share_of(world, name, announcement):
     return world.network.ask(world.server.peer, name, CollectSum(announcement.id))
 
 
-def complete(world):
+def complete(world, before_the_end=lambda: None):
     announcement, model = announced(world)
     signed = world.open(announcement)
     for hospital, update in zip(world.hospitals, updates(4), strict=True):
         world.submit(hospital, announcement, signed, Contribution([update], 17, {}), model)
+    before_the_end()
     world.close_uploads(announcement)
     return announcement
+
+
+def set_back(world, tmp_path, monkeypatch):
+    """Let agg-1 give its share, set its disk back to the open round, and agree again before it has greeted.
+
+    Whoever set it back also restarts its peers, so that they say again what it had confirmed, and delays its
+    greetings. Returns the announcement and the first share.
+    """
+    state, backup = world.state_of("agg-1"), tmp_path / "backup"
+    announcement = complete(world, lambda: shutil.copytree(state, backup))
+    first = share_of(world, "agg-1", announcement)
+    world.network.aggregators["agg-1"].close()
+    shutil.rmtree(state)
+    shutil.copytree(backup, state)
+    for peer in ("agg-0", "agg-2"):
+        world.restart(peer)
+    world.network.aggregators["agg-1"] = world.start(world.parties[1])
+    ask = world.network.ask
+
+    def slow(peer, name, message, body=b""):
+        if peer.name == "agg-1" and isinstance(message, Hello):
+            raise PeerLostError("the greeting is on its way")
+        return ask(peer, name, message, body)
+
+    monkeypatch.setattr(world.network, "ask", slow)
+    world.close_uploads(announcement)
+    return announcement, first
+
+
+def test_threat_53_an_aggregator_that_was_set_back_gives_no_share_before_its_peers_answer(
+    tmp_path, monkeypatch
+):
+    with World(tmp_path) as world:
+        announcement, first = set_back(world, tmp_path, monkeypatch)
+        reply, body = share_of(world, "agg-1", announcement)
+        assert (decode_as(reply, SumShare).ready, body) == (False, b"")
+        monkeypatch.undo()
+        world.network.pump()
+        with pytest.raises(FedsecError, match="rolled back"):
+            share_of(world, "agg-1", announcement)
+
+
+def test_threat_53_noise_on_a_disk_that_was_set_back_is_the_same(tmp_path, monkeypatch):
+    """All its peers are corrupt: they pretend to have seen nothing of it."""
+    with World(tmp_path) as world:
+        announcement, first = set_back(world, tmp_path, monkeypatch)
+        monkeypatch.setattr(History, "require_current", lambda history: None)
+        reply, body = share_of(world, "agg-1", announcement)
+        assert decode_as(reply, SumShare).ready
+        # The nonce is a new one: it was agreed again.
+        assert body[:32] != first[1][:32]
+        assert body[32:] == first[1][32:]
 
 
 def test_threat_53_a_share_with_noise_is_sent_again_with_identical_bytes_also_after_a_restart(tmp_path):
@@ -210,6 +281,7 @@ def test_threat_53_a_share_with_noise_is_sent_again_with_identical_bytes_also_af
         first = share_of(world, "agg-1", announcement)
         assert share_of(world, "agg-1", announcement) == first
         world.restart("agg-1")
+        world.network.pump()
         assert share_of(world, "agg-1", announcement) == first
         assert len(first[1]) == 32 + 4 * (WORDS + 2)
         assert world.collect(announcement).included_count == 4
@@ -221,7 +293,7 @@ def test_threat_53_noise_that_is_drawn_a_second_time_is_found(tmp_path, monkeypa
     def drawing_again(round_, public_key):
         reply, body = collect(round_, public_key)
         words = np.frombuffer(body, np.uint32, offset=32).copy()
-        adding.add_noise(words, round_.announcement.layout, round_.digest)
+        adding.add_noise(words, round_.announcement.layout, round_.digest, fresh_key())
         return reply, body[:32] + words.tobytes()
 
     with World(tmp_path) as world:
