@@ -183,9 +183,8 @@ def _canaries(found: Mapping[str, Any]) -> Table | str:
     )
     table.add_row("exposure, largest", *(f"{one['largest']:.1f}" for one in both))
     table.add_row("area under the curve", *(shown_rate(one["attack"]["area"], "{:.3f}") for one in both))
-    table.add_row(
-        "true positives at 1 % false", *(shown_rate(one["attack"]["at_one_percent"]) for one in both)
-    )
+    for name, row in _RATES.items():
+        table.add_row(row, *(shown_rate(one["attack"][name]) for one in both))
     return table
 
 
