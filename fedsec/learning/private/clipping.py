@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsec.learning.backend import keras, tf
+from fedsec.learning.private.bounds import margin, squares
 from fedsec.learning.private.network import Network, Use
 
 LossEach = Callable[[Any, Any], Any]
@@ -49,6 +50,9 @@ class Clipped:
 def clipped_sum(network: Network, loss_each: LossEach, batch: Batch, clip: float) -> Clipped:
     """Return the sum of clipped gradients: one forward and one backward pass for the whole batch.
 
+    No example adds more than the clip, whatever its values: its norm is an upper bound, see ``bounds``. What
+    is not finite counts as nothing.
+
     Args:
         network: An examined model without ``uncovered``.
         loss_each: The loss.
@@ -62,8 +66,10 @@ def clipped_sum(network: Network, loss_each: LossEach, batch: Batch, clip: float
     behind = tape.gradient(total, [use.z for use in uses], unconnected_gradients="zero")
     norms, summed = _gradients(uses, [(use.x, b) for use, b in zip(uses, behind, strict=True)])
 
-    def with_gaps_filled() -> list[Any]:
-        clean = [(finite(use.x), finite(b)) for use, b in zip(uses, behind, strict=True)]
+    def without_infinite() -> list[Any]:
+        # A factor of 0 is not enough: an example's gradient may be infinite where its parts are not.
+        sound = tf.math.is_finite(norms)
+        clean = [(_only(sound, use.x), _only(sound, b)) for use, b in zip(uses, behind, strict=True)]
         clean_norms, clean_summed = _gradients(uses, clean)
         return clean_summed(clip_factors(clean_norms, batch.weights, clip))
 
@@ -71,7 +77,7 @@ def clipped_sum(network: Network, loss_each: LossEach, batch: Batch, clip: float
     gradients = tf.cond(
         tf.reduce_all(tf.math.is_finite(norms)),
         lambda: summed(clip_factors(norms, batch.weights, clip)),
-        with_gaps_filled,
+        without_infinite,
     )
     found = dict(zip((id(variable) for use in uses for variable in use.variables), gradients, strict=True))
     return Clipped([found[id(variable)] for variable in network.model.trainable_variables], losses, answers)
@@ -113,7 +119,7 @@ def clipped_one_by_one(network: Network, loss_each: LossEach, batch: Batch, clip
 
     def step(index: Any, sums: Any, losses: Any, answers: Any) -> tuple[Any, ...]:
         gradients, loss, answer = gradients_of(index)
-        norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in gradients]))
+        norm = tf.sqrt(tf.add_n([squares(gradient[None])[0] for gradient in gradients]))
         factor = clip_factors(norm, batch.weights[index], clip)
         sums = [total + factor * gradient for total, gradient in zip(sums, gradients, strict=True)]
         return index + 1, sums, losses.write(index, loss), answers.write(index, answer)
@@ -128,6 +134,12 @@ def clipped_one_by_one(network: Network, loss_each: LossEach, batch: Batch, clip
     return Clipped(sums, losses.stack(), answers.stack())
 
 
+def _only(chosen: Any, values: Any) -> Any:
+    """Return [N, ...] with zeros for the examples that are not chosen."""
+    mask = tf.reshape(chosen, [-1] + [1] * (len(values.shape) - 1))
+    return tf.where(mask, values, tf.zeros_like(values))
+
+
 def finite(values: Any) -> Any:
     """Return values with 0 in the place of what is not finite.
 
@@ -140,7 +152,10 @@ def finite(values: Any) -> Any:
 
 
 def clip_factors(norms: Any, weights: Any, clip: float) -> Any:
-    """Return weight * min(1, clip / norm); an example whose norm overflows counts as nothing."""
-    tiny = tf.constant(1e-30, norms.dtype)
-    factors = tf.minimum(tf.ones_like(norms), tf.constant(clip, norms.dtype) / tf.maximum(norms, tiny))
+    """Return weight * min(1, clip / norm); an example whose norm overflows counts as nothing.
+
+    The clip is that of the mechanism less the margin that is kept for rounding. Bounds of norms are never 0.
+    """
+    kept = tf.constant(clip * (1 - margin(norms.dtype)), norms.dtype)
+    factors = tf.minimum(tf.ones_like(norms), kept / norms)
     return finite(factors) * tf.cast(tf.math.is_finite(norms), norms.dtype) * weights

@@ -92,6 +92,11 @@ def _check(layer: Any) -> None:
             f"{name} joins the examples of a batch, so no single example's part can be bounded: use"
             " LayerNormalization or GroupNormalization instead"
         )
+    for variable in layer.trainable_variables:
+        if variable.dtype not in {"float32", "float64"}:
+            raise UnsupportedModelError(
+                f"{name} keeps its parameters in {variable.dtype}, too coarse to bound a norm: use float32"
+            )
     named = ("kernel_regularizer", "bias_regularizer", "activity_regularizer", "embeddings_regularizer")
     for option in (*named, "gamma_regularizer", "beta_regularizer", "depthwise_regularizer"):
         if getattr(layer, option, None) is not None:

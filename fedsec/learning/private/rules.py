@@ -1,8 +1,9 @@
 """Per-example gradients of one layer, from what went into it and the loss's gradient behind it.
 
 For every kind of layer two functions: the linear part of what the layer computes, and, from its input and the
-gradient at its output, the squared norm of each example's gradient together with a way to the weighted sum of
-all of them. The second backward pass and the per-example gradient that a norm alone does not need are saved.
+gradient at its output, the squared norm of each example's gradient (an upper bound, see ``bounds``) together
+with a way to the weighted sum of all of them. The second backward pass and the per-example gradient that a
+norm alone does not need are saved.
 
 Sources: Goodfellow 2015, Efficient per-example gradient computations (the product of norms); Rochette et al.
 2019 (convolutions); Bu et al. 2023, Differentially private optimization on large model at small cost (the
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsec.learning.backend import keras, tf
+from fedsec.learning.private import bounds
 from fedsec.learning.private.patches import patches
 
 WeightedSum = Callable[[Any], list[Any]]
@@ -54,21 +56,17 @@ def products(a: Any, b: Any) -> tuple[Any, Callable[[Any], Any]]:
         return tf.matmul(flat, tf.reshape(b * factors[:, None, None], [-1, columns]), transpose_a=True)
 
     if places == 1:
-        return _squares(a) * _squares(b), summed
+        return bounds.of_outer(a, b), summed
     if places * rows * columns <= places**2 * (rows + columns):
         # Of the two orders of the product the one with the longer rows is a quarter faster.
         each = tf.reshape(tf.matmul(b, a, transpose_a=True), [-1, columns * rows])
-        return _squares(each), lambda factors: tf.transpose(
+        # The same numbers are measured and added: whatever cancelled in them, the norm is theirs.
+        return bounds.squares(each), lambda factors: tf.transpose(
             tf.reshape(tf.linalg.matvec(each, factors, transpose_a=True), [columns, rows])
         )
     # |A^T B|^2 = <A A^T, B B^T>: T x T matrices where D x P ones would be larger.
-    gram = tf.matmul(a, a, transpose_b=True) * tf.matmul(b, b, transpose_b=True)
-    return tf.reduce_sum(gram, axis=[1, 2]), summed
-
-
-def _squares(values: Any) -> Any:
-    """Return the sum of squares of each example, shape [N]."""
-    return tf.reduce_sum(tf.square(values), axis=list(range(1, len(values.shape))))
+    grams = tf.matmul(a, a, transpose_b=True), tf.matmul(b, b, transpose_b=True)
+    return bounds.of_gram(*grams, (rows, columns)), summed
 
 
 def _with_bias(layer: Any, b: Any, kernel: tuple[Any, Callable[[Any], Any]]) -> tuple[Any, WeightedSum]:
@@ -77,7 +75,7 @@ def _with_bias(layer: Any, b: Any, kernel: tuple[Any, Callable[[Any], Any]]) -> 
     if not layer.use_bias:
         return squared, lambda factors: [summed(factors)]
     biases = tf.reduce_sum(b, axis=1)
-    return squared + _squares(biases), lambda factors: [
+    return squared + bounds.squares(biases), lambda factors: [
         summed(factors),
         tf.linalg.matvec(biases, factors, transpose_a=True),
     ]
@@ -195,7 +193,7 @@ def _depthwise_gradients(layer: Any, x: Any, b: Any) -> tuple[Any, WeightedSum]:
         layer,
         flat,
         (
-            _squares(each),
+            bounds.squares(each),
             lambda factors: tf.reshape(tf.tensordot(factors, each, 1), [height, width, channels, multiplier]),
         ),
     )
@@ -210,7 +208,7 @@ def _embedding_gradients(layer: Any, x: Any, b: Any) -> tuple[Any, WeightedSum]:
     b = tf.reshape(b, [-1, words.shape[1], b.shape[-1]])
     # A row that is looked up twice gets the sum of both gradients.
     same = tf.cast(words[:, :, None] == words[:, None, :], b.dtype)
-    squared = tf.reduce_sum(same * tf.matmul(b, b, transpose_b=True), axis=[1, 2])
+    squared = bounds.of_rows(same, tf.matmul(b, b, transpose_b=True), b.shape[-1])
 
     def summed(factors: Any) -> list[Any]:
         rows = tf.reshape(b * factors[:, None, None], [-1, b.shape[-1]])
@@ -240,9 +238,10 @@ def _group_norm_gradients(layer: Any, x: Any, b: Any) -> tuple[Any, WeightedSum]
 def _scaled(layer: Any, normalised: Any, b: Any, axes: list[int]) -> tuple[Any, WeightedSum]:
     """Return the gradients of gamma and beta, which have the sizes of ``axes``."""
     others = [axis for axis in range(1, len(b.shape)) if axis not in axes]
-    each = [tf.reduce_sum(b * normalised, axis=others)] if layer.scale else []
+    # With an epsilon of 0, zeros are normalised to what is no number.
+    each = [tf.reduce_sum(tf.math.multiply_no_nan(normalised, b), axis=others)] if layer.scale else []
     each += [tf.reduce_sum(b, axis=others)] if layer.center else []
-    squared = tf.add_n([_squares(one) for one in each])
+    squared = tf.add_n([bounds.squares(one) for one in each])
     return squared, lambda factors: [tf.tensordot(factors, one, 1) for one in each]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fedsec.errors import UnsupportedModelError
 from fedsec.learning import models
 from fedsec.learning.backend import keras, tf
-from fedsec.learning.private import clipping, rules
+from fedsec.learning.private import bounds, clipping, rules
 from fedsec.learning.private.clipping import Batch, clipped_one_by_one, clipped_sum
 from fedsec.learning.private.network import examined
 
@@ -34,7 +34,8 @@ def loss_each(y, answers):
 
 
 def naive(model, batch: Batch, clip: float) -> list[np.ndarray]:
-    """Clip and add one example's gradient after the other, as the definition says."""
+    """Clip and add one example's gradient after the other, to the clip less what is kept for rounding."""
+    clip *= 1 - bounds.margin(batch.weights.dtype)
     total = [np.zeros(variable.shape) for variable in model.trainable_variables]
     for i, weight in enumerate(np.asarray(batch.weights)):
         with tf.GradientTape() as tape:
@@ -114,7 +115,7 @@ def test_one_pass_gives_what_the_loop_gives(name: str, dtype: str, tolerance: fl
     # In float32 the loop itself is off by the rounding of logits in the hundreds: initial values there.
     if dtype == "float32":
         keras.utils.set_random_seed(5)
-        model, tolerance = STACKS[name](), 1e-6
+        model = STACKS[name]()
     check(model, images(dtype), tolerance)
 
 
@@ -249,16 +250,16 @@ def test_what_joins_examples_is_refused(layer, text: str) -> None:
         examined(keras.Sequential([keras.Input((4,)), layer(), L.Dense(10)]))
 
 
-def test_an_example_that_overflows_counts_as_nothing() -> None:
-    model, batch = STACKS["mlp"](), images("float32")
-    spoilt = batch.x.numpy()
-    spoilt[0] = 1e38
-    weights = batch.weights.numpy()
-    weights[0] = 0
+@pytest.mark.parametrize("name", ["short-conv", "mlp"])
+def test_an_example_that_overflows_counts_as_nothing(name: str) -> None:
+    in_precision("float32")
+    model, batch = STACKS[name](), images("float32")
+    spoilt, weights = batch.x.numpy(), batch.weights.numpy()
+    spoilt[0], weights[0] = 1e38, 0
     found = clipped_sum(examined(model), loss_each, Batch(spoilt, batch.y, batch.weights), 1.0).gradients
     assert all(np.isfinite(one).all() for one in found)
     without = Batch(batch.x, batch.y, tf.constant(weights))
-    assert difference(found, naive(model, without, 1.0)) < 1e-6
+    assert difference(found, naive(model, without, 1.0)) < 1e-5
 
 
 # Teeth: the comparison above notices the usual mistakes.
@@ -288,4 +289,4 @@ def clips_the_batch(norms, weights, clip):
 def test_mistakes_are_noticed(monkeypatch, module, name: str, mistake) -> None:
     monkeypatch.setattr(module, name, mistake)
     with pytest.raises(AssertionError):
-        check(STACKS["tf-privacy"](), images("float32"), 1e-6)
+        check(STACKS["tf-privacy"](), images("float32"), 1e-5)

@@ -8,6 +8,7 @@ import pytest
 from fedsec.errors import UnsupportedModelError, UsageError
 from fedsec.learning.backend import keras, tf
 from fedsec.learning.private import batches as batches_module
+from fedsec.learning.private import bounds
 from fedsec.learning.private import model as model_module
 from fedsec.learning.private.batches import PoissonBatches, filled
 from fedsec.learning.private.guards import UnderWay
@@ -45,6 +46,7 @@ def expected_step(
     private, rows: list[int], expected: int, clip: float, noise: float = 0.25
 ) -> list[np.ndarray]:
     total = [np.zeros(variable.shape) for variable in private.trainable_variables]
+    clip *= 1 - bounds.margin(tf.float32)
     for row in rows:
         with tf.GradientTape() as tape:
             loss = LOSS(Y[row : row + 1], private(X[row : row + 1]))
