@@ -45,6 +45,18 @@ def test_squares_that_are_flushed_to_zero_are_clipped(way) -> None:
     assert length(way(examined(model), loss_each, batch, CLIP).gradients) <= CLIP
 
 
+@pytest.mark.parametrize(
+    ("places", "rows", "columns"), [(1, 16, 128), (4, 288, 32), (16, 576, 64), (16, 25, 8)]
+)
+def test_products_of_huge_and_flushed_values_are_clipped(places: int, rows: int, columns: int) -> None:
+    a = np.full((1, places, rows), 1.5e19 / np.sqrt(places * rows), np.float32)
+    b = np.full((1, places, columns), 1.05e-19, np.float32)
+    assert np.linalg.norm(a.astype(np.float64)) * np.linalg.norm(b.astype(np.float64)) > 2 * CLIP
+    assert added(*rules.products(tf.constant(a), tf.constant(b))) <= CLIP
+    # And the other way around.
+    assert added(*rules.products(tf.constant(b), tf.constant(a))) <= CLIP
+
+
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e6])
 @pytest.mark.parametrize(("places", "rows", "columns"), [(4, 288, 32), (16, 576, 64), (49, 800, 64)])
 def test_norms_that_cancel_are_clipped(places: int, rows: int, columns: int, size: float) -> None:
@@ -83,11 +95,12 @@ def test_values_of_any_size_are_clipped(name: str) -> None:
     random, largest = np.random.default_rng(2), 0.0
     for _ in range(25):
         x = random.normal(size=(1, *input_shape)) * 10.0 ** random.uniform(-25, 19)
+        words = random.integers(0, 4, x.shape)
         b = random.normal(size=(1, *output_shape)) * 10.0 ** random.uniform(-25, 19)
         if random.random() < 0.5:
             # Places cancel, but for what rounding leaves.
-            x[:], b = x.flat[0], b - b.mean(axis=tuple(range(1, b.ndim - 1)), keepdims=True)
-        x = random.integers(0, 4, x.shape) if name == "words" else x.astype(np.float32)
+            x[:], words[:], b = x.flat[0], 1, b - b.mean(axis=tuple(range(1, b.ndim - 1)), keepdims=True)
+        x = words if name == "words" else x.astype(np.float32)
         found = rules.RULES[type(layer)].gradients(layer, tf.constant(x), tf.constant(b, tf.float32))
         if np.isfinite(found[0][0]):
             largest = max(largest, added(*found))
@@ -101,6 +114,18 @@ def test_bounds_of_usual_values_are_close(places: int, rows: int, columns: int) 
     found, _ = rules.products(tf.constant(a, tf.float32), tf.constant(b, tf.float32))
     expected = np.linalg.norm(np.einsum("ntd,ntp->ndp", a, b), axis=(1, 2))
     assert np.allclose(np.sqrt(found), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1e4, 1e6])
+def test_a_word_whose_gradients_cancel_is_clipped(size: float) -> None:
+    layer = L.Embedding(3, 6)
+    layer.build((None, 30))
+    random = np.random.default_rng(6)
+    for part in 10.0 ** random.uniform(-6, -2, 10):
+        b = random.normal(size=(1, 30, 6))
+        b = size * (b - b.mean(axis=1, keepdims=True) + part * random.normal(size=(1, 1, 6)))
+        words, b = tf.ones((1, 30), tf.int32), tf.constant(b, tf.float32)
+        assert added(*rules.RULES[L.Embedding].gradients(layer, words, b)) <= CLIP
 
 
 def test_words_that_come_once_have_a_close_bound() -> None:
