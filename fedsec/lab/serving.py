@@ -125,6 +125,7 @@ def _about_noise(noise: LabelNoise | None, plan: Plan) -> list[str]:
     return [
         f"labels are noisy: epsilon {law.epsilon:g} an image; {law.truth:.1%} are the model's own",
         f"  answers add up; may spend: {', '.join(told)}",
+        "  a run's folder keeps its sums; a .keras file begins at zero whenever it is served",
         "  hides the model and its training data from who asks, and nothing else",
         "  a model trained with differential privacy needs no such noise",
     ]

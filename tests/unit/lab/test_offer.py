@@ -71,7 +71,8 @@ def test_who_serves_noise_reads_what_it_costs_and_what_it_does_not_protect() -> 
     # The table has 175 of 256 entries for the label, 9 for each other: ln(175 / 9) = 2.96756.
     assert lines[0] == "labels are noisy: epsilon 2.96756 an image; 68.4% are the model's own"
     assert lines[1] == "  answers add up; may spend: a certificate 30, all users together without limit"
-    assert "nothing else" in lines[2]
-    assert "trained with differential privacy needs no such noise" in lines[3]
+    assert "a .keras file begins at zero whenever it is served" in lines[2]
+    assert "nothing else" in lines[3]
+    assert "trained with differential privacy needs no such noise" in lines[4]
     assert _about_noise(None, plan) == []
     assert (usual_reveal(None), usual_reveal(LabelNoise(1.0))) == ("logits", "label")
