@@ -137,6 +137,18 @@ class HospitalClient:
         self._deadline = (announcement.digest, Deadline.after(announcement.upload_seconds))
         return announcement
 
+    def pay(self, announcement: Announcement) -> None:
+        """Record what a round with noise costs, durably; a second time costs nothing.
+
+        :meth:`submit` does so first of all. Call it before training: that no upload comes, because training
+        fails or takes too long, tells something about the data as well.
+
+        Raises:
+            UsageError: It would exceed what the trust file pins. Nothing was sent.
+            StateError: The disk does not take it. Nothing was sent.
+        """
+        self._account.charge(announcement)
+
     def submit(
         self,
         announcement: Announcement,
@@ -164,7 +176,8 @@ class HospitalClient:
             again resends identical bytes; a hospital that lost them in a restart sits the round out.
 
         Raises:
-            RangeError, InputError: A value is not finite or out of its range. Nothing was sent.
+            RangeError, InputError: A value is not finite or out of its range. Nothing was sent. With
+                ``saturate`` in a round with noise no value is refused.
             ProtocolError: The update, or an evaluation of this model, went out under another round id, or
                 an aggregator refused it.
             PeerLostError: An aggregator cannot be reached or does not answer in time; it is named.
@@ -177,6 +190,7 @@ class HospitalClient:
         known = self._state.submitted(announcement.id)
         deadline = self._upload_deadline(announcement)
         if known is None:
+            self._account.charge(announcement)
             if deadline.passed:
                 # Said here: an aggregator that was never asked must not get the blame.
                 text = f"the {deadline.seconds:g} s for uploads to {announcement.id} were over"
@@ -188,9 +202,7 @@ class HospitalClient:
             parts = make_parts(announcement, self._identity, words, self._sealed_tag(announcement))
             _report(announcement, words.report)
             known = Submitted(digest, parts.upload_id, header_digest(parts.header.payload))
-            own = tag.digest() if announcement.phase == "train" else self._model_tag(announcement)
-            self._account.charge(announcement)
-            self._state.record(announcement.id, known, own)
+            self._state.record(announcement.id, known, self._own_tag(announcement, tag))
             signed = self._state.announcement(announcement.id, digest)
             self._receipts.begin(announcement.id, ReceiptFile(self.name, signed, parts.header))
             self._pending = parts
@@ -309,6 +321,16 @@ class HospitalClient:
         """
         signed = self._state.unconfirmed(_MOST_UNCONFIRMED)
         return [decode_accepted(one.payload) for one in signed]
+
+    def _own_tag(self, announcement: Announcement, update: UpdateTag) -> bytes:
+        """Return what goes out under one round id alone."""
+        if announcement.phase == "evaluate":
+            return self._model_tag(announcement)
+        if self._account.limited:
+            # The budget bounds what two sums tell together. That an update has come again would be told
+            # without noise: who does not upload is seen.
+            return self._state.tag("noise", [announcement.digest])
+        return update.digest()
 
     def _model_tag(self, announcement: Announcement) -> bytes:
         sealed = announcement.sealed

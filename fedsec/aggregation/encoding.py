@@ -41,7 +41,8 @@ class UpdateWords:
         metrics: Exactly the metrics of the layout, each within its range.
         base: What training began with, one array a spec; the update is then ``update - base``, in float64.
         saturate: Bring finite values that are out of their ranges to their ends instead of refusing them,
-            and in a round with noise an update that is too long to its norm.
+            and in a round with noise an update that is too long to its norm; there a value that is not
+            finite counts as 0.
         hear: Gets every piece of the update as training made it (float64, without -0.0) with whether it
             is other than zero, and None at the end of each array.
 
@@ -83,7 +84,7 @@ class UpdateWords:
         self._metrics = _encode_metrics(layout.encoding, layout.metrics, metrics, self._weight)
         self._piece: Floats = np.empty(PIECE_WORDS, dtype=np.float64)
         noise = layout.encoding.noise
-        self._norm = None if noise is None else NormClip(noise, layout.update_words)
+        self._norm = None if noise is None else NormClip(noise, layout.update_words, lenient=saturate)
         total = layout.payload_words
         self.report = ClipReport(clipped=changed, total=total if saturate else 0)
 
@@ -123,7 +124,8 @@ class UpdateWords:
             if base is None:
                 np.copyto(piece, array[start:stop])
             else:
-                with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, which fits no range
+                # Infinity minus infinity is NaN, which fits no range, and neither does what overflows.
+                with np.errstate(invalid="ignore", over="ignore"):
                     np.subtract(array[start:stop], base[start:stop], out=piece, dtype=np.float64)
             yield piece
 
@@ -138,10 +140,14 @@ class UpdateWords:
             if not self._saturate:
                 raise RangeError("the update is longer than the L2 norm of this round; nothing was sent")
             self.report = ClipReport(self._layout.update_words, self.report.total)
+        elif self._norm.not_finite:
+            self.report = ClipReport(self._norm.not_finite, self.report.total)
 
     def _into_range(
         self, spec: ArraySpec, piece: Floats, whole: tuple[npt.NDArray[Any], npt.NDArray[Any] | None]
     ) -> None:
+        if self._norm is not None:
+            self._norm.make_finite(piece)
         # Minimum and maximum carry NaN along, which fits no range.
         low, high = float(piece.min()), float(piece.max())
         if self._hear is not None:

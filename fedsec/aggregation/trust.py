@@ -58,11 +58,16 @@ class TrustLimits:
         metrics: Metrics that may be summed, each with exactly the range to be announced.
         serves: Digests, in hexadecimal, of the plans under which a model for nobody may be served
             (``fedsec.nn.sealed.serving_digest``); empty for any that is announced.
-        hospital_epsilon: What all rounds ever may tell about this hospital as a whole; rounds without noise
-            are then refused, and those that would exceed it. 0 for no such limit.
+        hospital_epsilon: What all rounds since it was pinned, and those with noise before, may tell about
+            this hospital as a whole; rounds that would exceed it are refused. 0 for no such limit.
         hospital_delta: At which that epsilon holds.
-        hospital_noise_multiplier: Weakest noise of a round, in units of what this hospital can change.
-        hospital_colluding: How many aggregators may put what they know together; 0 for all but one.
+        hospital_noise_multiplier: Weakest noise of a round, in units of what this hospital can change; 0 for
+            any. With this, ``hospital_epsilon`` or ``hospital_colluding`` rounds without noise are refused.
+        hospital_colluding: How many aggregators may put what they know together; 0 for all but one, where
+            one of the other two is pinned.
+
+    Raises:
+        UsageError: A number is negative or not finite, or the delta is not between 0 and 1.
     """
 
     fewest_aggregators: int = 0
@@ -82,6 +87,15 @@ class TrustLimits:
     hospital_delta: float = 1e-5
     hospital_noise_multiplier: float = 0.0
     hospital_colluding: int = 0
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            # NaN is below nothing: a limit of it would admit everything.
+            if isinstance(value, int | float) and not 0 <= value < math.inf:
+                raise UsageError(f"limits.{one.name} is 0 or more and finite, got {value}")
+        if not 0 < self.hospital_delta < 1:
+            raise UsageError(f"limits.hospital_delta is above 0 and below 1, got {self.hospital_delta}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +333,10 @@ def _limits(table: Mapping[str, Any], path: Path) -> TrustLimits:
             raise UsageError(f"{path}: limits.{name} must be a number, not {value!r}")
         else:
             values[name] = kind(value)
-    return TrustLimits(**values)
+    try:
+        return TrustLimits(**values)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def _ranges(table: Any, where: str) -> dict[str, tuple[float, float]]:

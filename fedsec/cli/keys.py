@@ -24,10 +24,14 @@ from fedsec.transport import ClusterFile, Endpoint, Identity, PartyConfig, Role
 _KEY = "64 hex digits, or the identity file they are read from"
 _COHORT = f"fewest hospitals in a sum; {PartyConfig.minimum_cohort} by default"
 _WHOLE_HOSPITAL = (
-    ("hospital_epsilon", float, "all that rounds may ever tell about the whole hospital, 0 for no limit"),
+    (
+        "hospital_epsilon",
+        float,
+        "all that rounds may tell about the whole hospital from now on, 0 for no limit",
+    ),
     ("hospital_delta", float, "at which that epsilon holds"),
-    ("hospital_noise_multiplier", float, "the weakest noise of a round that is accepted"),
-    ("hospital_colluding", int, "aggregators that may collude, 0 for all but one"),
+    ("hospital_noise_multiplier", float, "the weakest noise of a round; none without noise then, 0 for any"),
+    ("hospital_colluding", int, "aggregators noise must allow to collude, 0 for all but one; others refused"),
 )
 
 

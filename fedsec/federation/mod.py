@@ -178,7 +178,8 @@ class _Task:
     announcement: Announcement
 
     def run(self, message: Message, context: Context, call_next: ClientAppCallable) -> bytes:
-        """Train or evaluate, share what came out and return the upload id."""
+        """Pay, train or evaluate, share what came out and return the upload id."""
+        self.client.pay(self.announcement)
         order = self._to_train()
         reply = call_next(self._plain(message, order), context)
         result = Result.read(reply, order, self.announcement)

@@ -142,7 +142,7 @@ def local_cluster(folder: RunFolder, scenario: Scenario, ports: Sequence[int] | 
             metrics={**plan.train_metrics, **plan.evaluate_metrics},
             hospital_epsilon=privacy.target_epsilon if scenario.hospital_level else 0.0,
             hospital_delta=privacy.delta,
-            hospital_colluding=privacy.colluding_aggregators,
+            hospital_colluding=privacy.colluding_aggregators if scenario.hospital_level else 0,
         ),
     )
 

@@ -15,9 +15,14 @@ from fedsec.errors import TrustError
 from fedsec.privacy.accounting import rounded_up
 from fedsec.privacy.hospital_budget import HospitalBudget
 from fedsec.privacy.ledger import DurableSumLedger
+from fedsec.privacy.skellam_accounting import epsilon_of_sums, merged
 
 if TYPE_CHECKING:
     from fedsec.aggregation.trust import TrustLimits
+
+_PINS = ("hospital_epsilon", "hospital_noise_multiplier", "hospital_colluding")
+_NEXT_TO_NOTHING = 100.0
+"""An epsilon of one round above which its noise protects from nothing worth the name."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +42,11 @@ class HospitalAccount:
         if limits.hospital_epsilon:
             self._budget = HospitalBudget(limits.hospital_epsilon, limits.hospital_delta, self._ledger)
 
+    @property
+    def limited(self) -> bool:
+        """Whether all rounds together are kept within a pinned epsilon."""
+        return self._budget is not None
+
     def require(self, announcement: Announcement, *, submitted: bool) -> None:
         """Check before training that a round is within what is pinned; nothing is spent yet.
 
@@ -47,13 +57,14 @@ class HospitalAccount:
         Raises:
             TrustError: It has no noise, or too little, or would cost more than is left. Nothing was sent.
         """
-        if self._budget is None:
+        pinned = [name for name in _PINS if getattr(self._limits, name)]
+        if not pinned:
             return
         noise, words = announcement.encoding.noise, announcement.layout.update_words
         if noise is None:
             raise TrustError(
                 f"{announcement.id} opens its sum without noise, and this hospital's trust file pins"
-                f" hospital_epsilon = {self._limits.hospital_epsilon:g}: a training round has to announce"
+                f" {pinned[0]} = {getattr(self._limits, pinned[0]):g}: a training round has to announce"
                 " noise (RoundPlan.privacy), and the server evaluates on data of its own; nothing was sent"
             )
         colluding = self._limits.hospital_colluding or noise.aggregators - 1
@@ -67,7 +78,9 @@ class HospitalAccount:
                 f"the noise multiplier of {announcement.id} is {noise.multiplier(words):.4g}, this hospital's"
                 f" trust file asks for {self._limits.hospital_noise_multiplier:g} or more; nothing was sent"
             )
-        if not submitted and not self._budget.affordable(sum_of(noise, words)):
+        if self._budget is None or submitted:
+            return
+        if not self._budget.affordable(sum_of(noise, words)):
             report = self._budget.report()
             raise TrustError(
                 f"with {announcement.id} this hospital would exceed what its trust file pins, epsilon"
@@ -85,8 +98,20 @@ class HospitalAccount:
         noise = announcement.encoding.noise
         if noise is None:
             return
-        one, label = sum_of(noise, announcement.layout.update_words), announcement.digest.hex()
+        words, label = announcement.layout.update_words, announcement.digest.hex()
+        one, delta = sum_of(noise, words), self._limits.hospital_delta
         if self._budget is None:
-            self._ledger.charge(label, one, lambda spent: None)
-            return
-        _log.info("%s: %s", announcement.id, self._budget.charge(label, one))
+            spent = epsilon_of_sums(merged(self._ledger.charge(label, one, lambda spent: None)), delta)
+        else:
+            spent = self._budget.charge(label, one).epsilon
+        alone = epsilon_of_sums([one], delta)
+        _log.log(
+            logging.WARNING if alone > _NEXT_TO_NOTHING else logging.INFO,
+            "%s: noise multiplier %.3g, epsilon %s for this whole hospital at delta %g; %s with all noisy"
+            " rounds before",
+            announcement.id,
+            noise.multiplier(words),
+            rounded_up(alone),
+            delta,
+            rounded_up(spent),
+        )

@@ -22,20 +22,28 @@ class NormClip:
     Args:
         noise: The noise of the round.
         words: Words of the update.
+        lenient: Count what is not finite as 0 instead of refusing it.
+
+    Attributes:
+        not_finite: How many such values were measured.
     """
 
-    def __init__(self, noise: Noise, words: int) -> None:
-        self._noise, self._words = noise, words
+    def __init__(self, noise: Noise, words: int, *, lenient: bool = False) -> None:
+        self._noise, self._words, self._lenient = noise, words, lenient
         self._squares, self._rounded = 0.0, 0.0
+        self.not_finite = 0
 
     def measure(self, piece: npt.NDArray[np.float64]) -> None:
         """Take a piece of the update as training made it; the piece is used up.
 
         Raises:
-            RangeError: A value is not finite. Nothing was sent.
+            RangeError: A value is not finite, and the clip is not lenient. Nothing was sent.
         """
-        if not np.isfinite(piece).all():
-            raise RangeError("the update holds NaN or infinity; nothing was sent")
+        if wrong := piece.size - int(np.count_nonzero(np.isfinite(piece))):
+            if not self._lenient:
+                raise RangeError("the update holds NaN or infinity; nothing was sent")
+            self.not_finite += wrong
+            self.make_finite(piece)
         self._limit(piece)
         self._squares += float(piece @ piece)
 
@@ -45,8 +53,13 @@ class NormClip:
         norm = math.sqrt(self._squares)
         return 1.0 if norm <= self._noise.l2_clip * _BELOW else self._noise.l2_clip * _BELOW / norm
 
+    def make_finite(self, piece: npt.NDArray[np.float64]) -> None:
+        """Replace what is not finite in a piece of the measured update by 0; in place."""
+        if self.not_finite:
+            np.nan_to_num(piece, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+
     def shrink(self, piece: npt.NDArray[np.float64]) -> None:
-        """Scale a piece down as the whole update is; in place."""
+        """Scale a finite piece down as the whole update is; in place."""
         if self.factor < 1:
             self._limit(piece)
             np.multiply(piece, self.factor, out=piece)

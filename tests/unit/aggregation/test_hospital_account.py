@@ -1,5 +1,6 @@
 """What a hospital pins about itself as a whole, and its account on disk. Epsilons come from the bound."""
 
+import logging
 import math
 
 import numpy as np
@@ -118,6 +119,12 @@ def test_a_budget_that_was_spent_in_between_is_noticed_before_anything_leaves(pi
         ({"hospital_epsilon": 8.0, "hospital_noise_multiplier": 2.01}, {}, "noise multiplier .* is 2,"),
         ({"hospital_epsilon": 8.0}, {"colluding": 1}, "protects from 1 colluding"),
         ({"hospital_epsilon": 2.0, "hospital_delta": 1e-12}, {}, "at delta 1e-12"),
+        # Each of them holds without the others.
+        ({"hospital_noise_multiplier": 2.01}, {}, "noise multiplier .* is 2,"),
+        ({"hospital_noise_multiplier": 1.0}, {"noise": None}, "pins hospital_noise_multiplier = 1"),
+        ({"hospital_noise_multiplier": 1.0}, {"colluding": 1}, "protects from 1 colluding"),
+        ({"hospital_colluding": 2}, {"colluding": 1}, "protects from 1 colluding"),
+        ({"hospital_colluding": 1}, {"noise": None}, "pins hospital_colluding = 1"),
     ],
 )
 def test_a_round_outside_of_what_is_pinned_is_refused_before_training(pinning, limits, fields, text):
@@ -133,6 +140,52 @@ def test_what_is_pinned_exactly_is_accepted(pinning):
         hospital_epsilon=1.001 * epsilon_of_rounds(1), hospital_noise_multiplier=2.0, hospital_colluding=2
     )
     assert accept(world, announced(world)).id == RoundId(world.session, 1, "train")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_update_that_is_not_finite_is_paid_for_and_uploaded_as_any_other(pinning, value):
+    world = pinning(hospital_epsilon=1.01 * epsilon_of_rounds(1))
+    announcement = announced(world)
+    world.open(announcement)
+    client = world.client(world.hospitals[0])
+    upload = client.submit(accept(world, announcement), [np.full(100, value)], 1, {}, saturate=True)
+    assert len(upload) == 16
+    assert len(spent(world)) == 1
+
+
+def test_it_is_paid_before_anything_is_read(pinning):
+    world = pinning(hospital_epsilon=1.01 * epsilon_of_rounds(1))
+    client, accepted = world.client(world.hospitals[0]), accept(world, announced(world))
+    with pytest.raises(FedsecError, match="NaN or infinity"):
+        client.submit(accepted, [np.full(100, np.nan)], 1, {})
+    assert len(spent(world)) == 1
+
+
+def test_an_update_that_comes_again_is_paid_for_again_and_not_told_by_a_refusal(pinning):
+    world = pinning(hospital_epsilon=1.01 * epsilon_of_rounds(2))
+    client = world.client(world.hospitals[0])
+    for number in (1, 2):
+        announcement = announced(world, number)
+        world.open(announcement)
+        client.submit(accept(world, announcement), [np.full(100, 0.01)], 1, {})
+        assert len(spent(world)) == number
+
+
+@pytest.mark.parametrize("limits", [{}, {"hospital_epsilon": 1e9}])
+@pytest.mark.parametrize(("factor", "level"), [(1.0, logging.INFO), (0.01, logging.WARNING)])
+def test_what_a_round_costs_is_said_and_loudly_when_its_noise_is_next_to_nothing(
+    pinning, caplog, limits, factor, level
+):
+    world = pinning(**limits)
+    noise = Noise(1.0, 8192, NOISE.variance * factor**2, 3, 2)
+    announcement = announced(world, noise=noise)
+    with caplog.at_level(logging.INFO, "fedsec.aggregation.noise.account"):
+        world.client(world.hospitals[0]).pay(announcement)
+    ((_, said, text),) = caplog.record_tuples
+    assert said == level
+    assert f"noise multiplier {2 * factor:.3g}, epsilon " in text
+    if factor == 1:
+        assert float(text.split("epsilon ")[1].split()[0]) == pytest.approx(epsilon_of_rounds(1), abs=2e-3)
 
 
 def test_a_hospital_that_pins_nothing_keeps_account_all_the_same(pinning):

@@ -254,7 +254,7 @@ def test_threat_53_an_aggregator_that_was_set_back_gives_no_share_before_its_pee
     tmp_path, monkeypatch
 ):
     with World(tmp_path) as world:
-        announcement, first = set_back(world, tmp_path, monkeypatch)
+        announcement, _ = set_back(world, tmp_path, monkeypatch)
         reply, body = share_of(world, "agg-1", announcement)
         assert (decode_as(reply, SumShare).ready, body) == (False, b"")
         monkeypatch.undo()
@@ -372,6 +372,32 @@ def test_what_is_not_finite_never_goes_out(value):
     update[0][5] = value
     with pytest.raises(RangeError, match="NaN or infinity"):
         encode_update(layout(), update, 1, {})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("length", [0.5, 5.0])
+def test_what_a_hospital_trained_counts_as_nothing_where_it_is_not_finite(value, length):
+    """A refusal would tell the server, without any noise, that training went wrong on these data."""
+    one = layout()
+    (update,) = updates(1, length=length * CLIP)
+    spoilt = update.copy()
+    spoilt[[5, 700]] = value
+    source = UpdateWords(one, [spoilt], 1, {}, saturate=True)
+    words = np.empty(one.payload_words, np.uint32)
+    list(source.fill(words))
+    update[[5, 700]] = 0.0
+    expected = np.rint(update * min(1.0, CLIP / np.linalg.norm(update)) * SMALL.clip_words / CLIP)
+    assert np.abs(words[:WORDS].view(np.int32) - expected).max() <= 1
+    assert words[5] == words[700] == 0
+    assert source.report.clipped == (2 if length < 1 else WORDS)
+
+
+def test_a_difference_that_overflows_counts_as_nothing():
+    one = layout(words=4)
+    words = np.empty(one.payload_words, np.uint32)
+    base = [np.array([-1.7e308, 0.0, np.inf, 0.0])]
+    list(UpdateWords(one, [-base[0] + [0, 1, 0, 0]], 1, {}, base=base, saturate=True).fill(words))
+    assert words.view(np.int32).tolist() == [0, 4096, 0, 0, 1]
 
 
 @pytest.mark.parametrize("size", [1e30, 1e200, 1e308])

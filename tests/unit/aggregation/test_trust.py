@@ -41,6 +41,11 @@ def test_a_trust_file_survives_saving(world, tmp_path):
         ("version = 2", "version 2"),
         ("identity = 5", "wrong type"),
         ("[limits]\nreveal_to = 'server'", "must be a list"),
+        ("[limits]\nhospital_noise_multiplier = nan", "hospital_noise_multiplier is 0 or more and finite"),
+        ("[limits]\nhospital_epsilon = inf", "hospital_epsilon is 0 or more and finite"),
+        ("[limits]\nlargest_clip = nan", r"trust.toml: limits.largest_clip is 0 or more"),
+        ("[limits]\nhospital_colluding = -1", "hospital_colluding is 0 or more"),
+        ("[limits]\nhospital_delta = 1.0", "hospital_delta is above 0 and below 1"),
     ],
 )
 def test_a_wrong_trust_file_is_refused_with_the_nearest_key(world, tmp_path, line, text):

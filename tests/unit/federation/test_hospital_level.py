@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def average() -> Strategy:
     return FedAvg(fraction_evaluate=0.0)
 
 
-def train(site: Site, mod: SecureAggregationMod, inner: Strategy, planned: RoundPlan, **options: int) -> Run:
+def train(site: Site, mod: SecureAggregationMod, inner: Strategy, planned: RoundPlan, **options: Any) -> Run:
     # Hospitals send no update twice: every run trains with a seed of its own.
     return secured(site, mod, inner, plan=planned, **{"seed": next(_seeds), **options})
 
@@ -127,6 +128,25 @@ def test_a_run_stops_before_its_target_is_exceeded_and_says_so(
     assert [len(one.result.included) if one.result else 0 for one in rounds] == [HOSPITALS, 0]
     assert "the budget is spent: one more round would make epsilon" in rounds[1].aborted
     assert not grid.sent
+
+
+def test_a_hospital_whose_training_fails_has_paid_and_one_without_numbers_is_in_the_sum(
+    private_site: Site, mod: SecureAggregationMod
+) -> None:
+    """The server sees the failure and no noise covers it; what is not finite it does not see."""
+
+    def change(index: int, arrays: dict[str, np.ndarray], metrics: dict[str, float]) -> None:
+        if index == 1:
+            raise ValueError("a record that the training code cannot take")
+        if index == 2:
+            next(iter(arrays.values()))[...] = np.nan
+
+    paid = [len(spent(private_site, index)) for index in range(HOSPITALS)]
+    done = train(private_site, mod, average(), plan(target_epsilon=50.0), rounds=1, change=change)
+    (one,) = done.rounds
+    assert one.result is not None
+    assert one.result.included == tuple(f"hospital-{index:02}" for index in (0, 2, 3, 4))
+    assert [len(spent(private_site, index)) - before for index, before in enumerate(paid)] == [1] * HOSPITALS
 
 
 def test_hospitals_whose_budget_is_spent_refuse_and_the_round_has_no_average(
