@@ -59,6 +59,7 @@ class PaperClient:
 
     trust: TrustFile
     submitted: list[tuple[Announcement, list[Any], int, dict[str, float]]] = field(default_factory=list)
+    paid: list[Announcement] = field(default_factory=list)
     receipts: list[Announcement] = field(default_factory=list)
     failure: Exception | None = None
     refusal: Exception | None = None
@@ -71,6 +72,9 @@ class PaperClient:
     ) -> Announcement:
         return self.trust.check(payload, signature, arrays, config)
 
+    def pay(self, announcement: Announcement) -> None:
+        self.paid.append(announcement)
+
     def submit(
         self,
         announcement: Announcement,
@@ -81,6 +85,7 @@ class PaperClient:
         base: list[Any] | None = None,
         saturate: bool = False,
     ) -> bytes:
+        assert self.paid[-1:] == [announcement], "the mod trains before it has paid"
         assert saturate, "the mod lets a private value decide whether the hospital is there"
         if base is not None:
             pairs = zip(update, base, strict=True)
