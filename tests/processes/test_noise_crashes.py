@@ -36,7 +36,7 @@ PROGRAM = Path(__file__).parents[1] / "helpers" / "patient_aggregator.py"
 WORDS, VICTIM = 2000, "party-1"
 NOISE = Noise(l2_clip=1.0, clip_words=8192, variance=8192.0**2, aggregators=3, colluding=2)
 QUICK = "Store.set_included before"
-"""The share is stored and not yet signed for: it is drawn anew, and nobody has seen the one before."""
+"""The share is stored and not yet signed for: it is made again, with the same noise."""
 AROUND_THE_SHARE = [
     one
     for one in STEPS
@@ -123,7 +123,8 @@ def run(site: Site, step: str) -> None:
     crash = site.cluster.folder / "parties" / VICTIM / "crash"
     crash.write_text(step)
     close(site, round_)
-    parties = [one.name for one in site.file.parties]
+    # The victim first: its death ends what is asked of it at once, and it is started again.
+    parties = sorted((one.name for one in site.file.parties), key=lambda name: name != VICTIM)
     first = {name: share_of(site, round_, name) for name in parties}
     assert not crash.exists(), "the step was not reached"
     # Killed once more, with the share sent: nothing that is drawn at a start may be in it.
