@@ -45,6 +45,12 @@ def _results(**more: Any) -> dict[str, Any]:
             "dealt": {"logits": _counts(10, 50_000, 180_000), "label": _counts(14, 1, 1)},
             "plain": {"logits": _counts(35, 150_000, 0), "label": _counts(60, 1, 0)},
         },
+        "noisy_label": {
+            "epsilon": 3.0,
+            "label": _timing(1.5),
+            "noisy": _timing(1.75),
+            "counts": _counts(15, 1, 1),
+        },
         **more,
     }
 
@@ -62,6 +68,8 @@ def _results(**more: Any) -> dict[str, Any]:
         ("payload, prepared", 180.0, "must"),
         ("label instead of logits", 0.5, "must"),
         ("probabilities instead of logits", 4.0, "missed"),
+        ("noisy label (epsilon 3) instead of label", 0.25, ""),
+        ("rounds, noisy label", 15, ""),
         ("memory of a party", 200.0, "must"),
         ("one image, plain mode", 4.0, ""),
     ],

@@ -370,10 +370,10 @@ def test_threat_45_no_text_of_the_app_leaves_or_is_logged(
     paper: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(_message: Message, _context: Context) -> Message:
-        raise ValueError("patient 4711 has a secret")
+        raise ValueError("patient Quillfeather has a secret")
 
     def error(message: Message, _context: Context) -> Message:
-        return Message(Error(0, "patient 4711 has a secret"), reply_to=message)
+        return Message(Error(0, "patient Quillfeather has a secret"), reply_to=message)
 
     caplog.set_level(logging.DEBUG)
     content = paper.content()
@@ -381,8 +381,8 @@ def test_threat_45_no_text_of_the_app_leaves_or_is_logged(
     for function in (broken, error):
         reply = paper.mod(paper.message(content, announcement), paper.context(), function)
         assert answer(reply) == ("failed", b"")
-        assert "4711" not in repr(reply)
-    assert "4711" not in caplog.text
+        assert "Quillfeather" not in repr(reply)
+    assert "Quillfeather" not in caplog.text
     assert "ValueError at test_mod.py:" in caplog.text
 
 
