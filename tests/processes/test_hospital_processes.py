@@ -198,7 +198,7 @@ def test_threat_22_below_the_minimum_cohort_nothing_is_opened(site: Site, upload
     with closing(TlsLinks(site.file.parties, site.server)) as links:
         for party in site.file.parties:
             # The server ends the round everywhere once one of them has counted; the others may not have yet.
-            with pytest.raises(RoundAbortedError, match="minimum cohort|the server ended the round"):
+            with pytest.raises(RoundAbortedError, match=r"minimum cohort|the server ended the round"):
                 links.call(party.name, message, SumShare, deadline=Deadline.after(30), max_body_bytes=10**6)
     for name in present:
         site.hospital(name).do("receipt", go_on=True)
