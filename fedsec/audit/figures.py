@@ -73,8 +73,11 @@ def run_title(run: Mapping[str, Any]) -> str:
 
 
 def run_privacy(run: Mapping[str, Any]) -> str:
-    """Return a run's epsilon in words."""
-    return "no noise" if run["epsilon"] is None else f"epsilon {rounded_up(run['epsilon'], 2)}"
+    """Return a run's epsilon in words, and whether it is that of records or of whole hospitals."""
+    if run["epsilon"] is None:
+        return "no noise"
+    whole = " of a whole hospital" if run["level"] == "hospital" else ""
+    return f"epsilon {rounded_up(run['epsilon'], 2)}{whole}"
 
 
 def _attack(axes: Axes, runs: Sequence[Mapping[str, Any]], part: str, title: str) -> None:

@@ -14,6 +14,7 @@ from fedsec.audit.answers import stand_in
 from fedsec.audit.canaries import Planting, exposures
 from fedsec.audit.curve import FEWEST, Spread
 from fedsec.audit.fairness import change, fairness
+from fedsec.audit.figures import run_privacy
 from fedsec.audit.inversion import Noise, Recovered, invert
 from fedsec.audit.lira import SHADOWS, lira
 from fedsec.audit.mechanism import audit_mechanism
@@ -115,7 +116,10 @@ def _model_inversion(audited: Audited) -> list[dict[str, Any]]:
             found.append({"refused": str(error)})
             continue
         found.append({name: asdict(inverted) for name, (inverted, _) in results.items()})
-        drawn += [(f"{name}, {subject.privacy}", pictures) for name, (_, pictures) in results.items()]
+        drawn += [
+            (f"{name}, {run_privacy(subject.described())}", pictures)
+            for name, (_, pictures) in results.items()
+        ]
         labels = [one.label for one in results["labels"][0].classes]
     if drawn:
         members = audited.subjects[0].members()

@@ -52,7 +52,7 @@ def audit_run(
     mnist = load_mnist()
     subjects = [Subject.of(folder, mnist) for folder in folders]
     folder = folders[0] if into is None else RunFolder(Path(into).resolve())
-    found: dict[str, Any] = {"runs": [_described(subject) for subject in subjects]}
+    found: dict[str, Any] = {"runs": [subject.described() for subject in subjects]}
     for name, part in PARTS.items():
         if name not in wanted:
             continue
@@ -66,14 +66,6 @@ def audit_run(
     found["seconds"], found["folder"] = time.monotonic() - started, str(folder.path)
     _keep(found, folder)
     return found
-
-
-def _described(subject: Subject) -> dict[str, Any]:
-    return {
-        "run": str(subject.folder.path),
-        "scenario": subject.scenario.name,
-        "epsilon": subject.epsilon,
-    }
 
 
 def _keep(found: Mapping[str, Any], folder: RunFolder) -> None:

@@ -104,5 +104,13 @@ def _row(value: object, result: RunResult) -> dict[str, Any]:
     tested = result.scenario.training.test_examples
     known = any(one.accuracy is not None for one in result.rounds)
     accuracy = asdict(Rate.of(round(result.accuracy * tested), tested)) if known else None
-    epsilon = max((row.epsilon for row in result.privacy), default=None)
-    return {"value": value, "run": str(result.folder.path), "accuracy": accuracy, "epsilon": epsilon}
+    epsilons = [row.epsilon for row in result.privacy]
+    if result.whole_hospital is not None:
+        epsilons.append(result.whole_hospital.epsilon)
+    return {
+        "value": value,
+        "run": str(result.folder.path),
+        "accuracy": accuracy,
+        "epsilon": max(epsilons, default=None),
+        "level": result.scenario.privacy.level,
+    }

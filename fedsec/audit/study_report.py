@@ -37,7 +37,7 @@ def print_study(summary: Mapping[str, Any], console: Console | None = None) -> N
         table.add_row(
             "-" if row["value"] is None else str(row["value"]),
             "-" if row["accuracy"] is None else shown_rate(row["accuracy"]),
-            "no noise" if row["epsilon"] is None else rounded_up(row["epsilon"]),
+            _epsilon(row),
             f"runs/{Path(row['run']).name}",
         )
     console.print(table)
@@ -46,6 +46,12 @@ def print_study(summary: Mapping[str, Any], console: Console | None = None) -> N
     console.print(
         f"{summary['seconds']:.0f} s; everything is in {summary['study']}", highlight=False, soft_wrap=True
     )
+
+
+def _epsilon(row: Mapping[str, Any]) -> str:
+    if row["epsilon"] is None:
+        return "no noise"
+    return rounded_up(row["epsilon"]) + (", whole hospital" if row["level"] == "hospital" else "")
 
 
 def draw_study(summary: Mapping[str, Any], path: Path) -> None:

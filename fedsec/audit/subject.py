@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,6 @@ from fedsec.lab.rundir import RunFolder
 from fedsec.learning.backend import keras
 from fedsec.learning.data import Mnist, pixels
 from fedsec.learning.saved import load_keras
-from fedsec.privacy.accounting import rounded_up
 from fedsec.scenario import Scenario
 
 FEWEST_OTHERS = 1000
@@ -46,7 +46,8 @@ class Subject:
         others: Images that no hospital had.
         origin: Which images these are, in words.
         test: MNIST's 10,000 test images.
-        epsilon: The largest that a hospital of the run reported, None without differential privacy.
+        epsilon: The largest that a hospital of the run reported, for its records or as a whole, as the
+            scenario's ``privacy.level`` says; None without differential privacy.
     """
 
     folder: RunFolder
@@ -84,10 +85,14 @@ class Subject:
             folder, scenario, load_keras(folder.model), hospitals, others, origin, test, _epsilon(folder)
         )
 
-    @property
-    def privacy(self) -> str:
-        """What tells a private run from another one, in words."""
-        return "no noise" if self.epsilon is None else f"epsilon {rounded_up(self.epsilon, 2)}"
+    def described(self) -> dict[str, Any]:
+        """Return what ``audit.json`` says of the run before any attack."""
+        return {
+            "run": str(self.folder.path),
+            "scenario": self.scenario.name,
+            "epsilon": self.epsilon,
+            "level": self.scenario.privacy.level,
+        }
 
     def members(self) -> Examples:
         """Return all that was trained on."""
@@ -108,8 +113,10 @@ def _others(mnist: Mnist, trained: int, test: Examples) -> tuple[Examples, str]:
 
 def _epsilon(folder: RunFolder) -> float | None:
     try:
-        rows = json.loads(folder.summary.read_text(encoding="utf-8")).get("privacy", [])
-        return max((float(row["epsilon"]) for row in rows), default=None)
+        summary = json.loads(folder.summary.read_text(encoding="utf-8"))
+        if "whole_hospital" in summary:
+            return float(summary["whole_hospital"]["epsilon"])
+        return max((float(row["epsilon"]) for row in summary.get("privacy", [])), default=None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StateError(
             f"{folder.summary} is missing or damaged ({type(error).__name__}): the run did not finish"

@@ -13,7 +13,7 @@ from fedsec.audit.curve import Rate
 from fedsec.audit.study_report import print_study
 from fedsec.cli.main import main
 from fedsec.errors import RoundAbortedError
-from fedsec.lab.result import RoundReport, RunResult
+from fedsec.lab.result import RoundReport, RunResult, WholeHospital
 from fedsec.lab.rundir import RunFolder
 from fedsec.scenario import Scenario
 
@@ -80,6 +80,24 @@ def test_a_study_without_a_key_is_one_run_and_its_attacks(lab: Lab, tmp_path: Pa
     assert not found.folder.study_figure.exists()
 
 
+def test_the_epsilon_of_whole_hospitals_is_no_lack_of_noise(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def of_hospitals(scenario, **asked):
+        fields = dict.fromkeys(field.name for field in dataclasses.fields(WholeHospital))
+        spent = WholeHospital(**{**fields, "epsilon": 5.5})
+        return dataclasses.replace(lab.run_scenario(scenario, **asked), whole_hospital=spent)
+
+    monkeypatch.setattr(study, "run_scenario", of_hospitals)
+    scenario = Scenario().override("privacy.level=hospital", "privacy.target_epsilon=8")
+    summary = study.run_study(scenario, runs=tmp_path).summary()
+    assert summary["runs"][0]["epsilon"] == 5.5
+    print_study(summary)
+    shown = capsys.readouterr().out
+    assert "5.500, whole hospital" in shown
+    assert "no noise" not in shown
+
+
 def test_without_attacks_there_is_no_audit(lab: Lab, tmp_path: Path) -> None:
     assert study.run_study(curve(), runs=tmp_path).audit is None
     assert not lab.audited
@@ -110,6 +128,6 @@ def test_the_command_runs_a_study_and_prints_it(
 
 
 def test_a_run_that_nobody_evaluated_has_no_accuracy(capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"value": None, "run": "/runs/a", "accuracy": None, "epsilon": 2.0}
+    row = {"value": None, "run": "/runs/a", "accuracy": None, "epsilon": 2.0, "level": "record"}
     print_study({"study": "/runs", "scenario": "s", "key": "", "runs": [row], "audit": None, "seconds": 1.0})
     assert "2.000" in capsys.readouterr().out

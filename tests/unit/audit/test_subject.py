@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedsec.audit.figures import run_privacy
 from fedsec.audit.subject import Subject
 from fedsec.errors import StateError, UsageError
 from fedsec.lab.rundir import RunFolder
 from fedsec.learning.data import Mnist, pixels
+from fedsec.scenario import Scenario
 
 
 @pytest.fixture
@@ -44,6 +46,15 @@ def test_the_largest_epsilon_of_a_hospital_counts(copy: RunFolder, mnist: Mnist)
     assert Subject.of(copy, mnist).epsilon == 2.5
 
 
+def test_the_epsilon_of_whole_hospitals_is_called_so(copy: RunFolder, mnist: Mnist) -> None:
+    scenario = Scenario.load(copy.scenario).override("privacy.level=hospital", "privacy.target_epsilon=8")
+    copy.scenario.write_text(scenario.to_toml())
+    copy.summary.write_text(json.dumps({"whole_hospital": {"epsilon": 7.25}}))
+    subject = Subject.of(copy, mnist)
+    assert subject.epsilon == 7.25
+    assert run_privacy(subject.described()) == "epsilon 7.25 of a whole hospital"
+
+
 @pytest.mark.parametrize("missing", ["scenario", "model"])
 def test_what_an_audit_needs_is_named(copy: RunFolder, mnist: Mnist, missing: str) -> None:
     path: Path = getattr(copy, missing)
@@ -52,7 +63,7 @@ def test_what_an_audit_needs_is_named(copy: RunFolder, mnist: Mnist, missing: st
         Subject.of(copy, mnist)
 
 
-@pytest.mark.parametrize("text", [None, "{", '{"privacy": [{}]}', "[]"])
+@pytest.mark.parametrize("text", [None, "{", '{"privacy": [{}]}', '{"whole_hospital": []}', "[]"])
 def test_a_damaged_summary_is_refused(copy: RunFolder, mnist: Mnist, text: str | None) -> None:
     if text is None:
         copy.summary.unlink()
