@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,21 +76,28 @@ def run_study(
     results = tuple(
         _run(scenario, number, folder, reporter, engine) for number in range(len(scenario.runs()))
     )
-    audit = None
-    if scenario.study.audits:
-        first, *others = (result.folder.path for result in results)
-        audit = audit_run(first, others, parts=scenario.study.audits, into=folder.path, reporter=reporter)
     study = StudyResult(
-        folder=folder, scenario=scenario, runs=results, audit=audit, seconds=time.monotonic() - started
+        folder=folder, scenario=scenario, runs=results, audit=None, seconds=time.monotonic() - started
     )
-    summary = study.summary()
+    # Before the attacks: if one of them fails, the runs were not for nothing.
+    _keep(study)
+    if not scenario.study.audits:
+        return study
+    first, *others = (result.folder.path for result in results)
+    audit = audit_run(first, others, parts=scenario.study.audits, into=folder.path, reporter=reporter)
+    study = replace(study, audit=audit, seconds=time.monotonic() - started)
+    _keep(study)
+    return study
+
+
+def _keep(study: StudyResult) -> None:
+    folder, summary = study.folder, study.summary()
     try:
         folder.study.write_text(json.dumps(summary) + "\n", encoding="utf-8")
-        if scenario.study.values:
+        if study.scenario.study.values:
             draw_study(summary, folder.study_figure)
     except OSError as error:
         raise StateError(f"cannot write into {folder.path}: {error.strerror}") from error
-    return study
 
 
 def _run(scenario: Scenario, number: int, folder: RunFolder, reporter: Reporter, engine: Engine) -> RunResult:

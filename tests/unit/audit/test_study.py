@@ -12,7 +12,7 @@ from fedsec.audit import study
 from fedsec.audit.curve import Rate
 from fedsec.audit.study_report import print_study
 from fedsec.cli.main import main
-from fedsec.errors import RoundAbortedError
+from fedsec.errors import DataError, RoundAbortedError
 from fedsec.lab.result import RoundReport, RunResult, WholeHospital
 from fedsec.lab.rundir import RunFolder
 from fedsec.scenario import Scenario
@@ -112,6 +112,22 @@ def test_the_first_run_that_fails_ends_the_study(
     monkeypatch.setattr(study, "run_scenario", fail)
     with pytest.raises(RoundAbortedError):
         study.run_study(curve(), runs=tmp_path)
+
+
+def test_the_runs_are_kept_when_an_attack_fails(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise DataError("MNIST could not be had")
+
+    monkeypatch.setattr(study, "audit_run", fail)
+    with pytest.raises(DataError):
+        study.run_study(curve(audits=["fairness"]), runs=tmp_path)
+    kept = RunFolder.open(tmp_path / "latest")
+    stored = json.loads(kept.study.read_text())
+    assert [row["accuracy"]["value"] for row in stored["runs"]] == [0.9, 0.75]
+    assert stored["audit"] is None
+    assert kept.study_figure.read_bytes().startswith(PNG)
 
 
 def test_the_command_runs_a_study_and_prints_it(
