@@ -64,7 +64,7 @@ class Subject:
         """Read a run; its scenario and seed say which hospital had which images.
 
         Raises:
-            UsageError: The run has no scenario or nobody has its model; the text says which.
+            UsageError: It has no scenario, nobody has its model, or it is a study; the text says which.
         """
         if not folder.scenario.is_file():
             raise UsageError(
@@ -72,6 +72,7 @@ class Subject:
                 " is nothing to audit; take the folder of a `fedsec run`"
             )
         if not folder.model.is_file():
+            folder.refuse_a_study()
             raise UsageError(
                 f"{folder.path} has no {folder.model.name}: a run that did not finish, or one whose model"
                 " nobody has; an audit needs the model"

@@ -84,6 +84,16 @@ class RunFolder:
             raise UsageError(f"{path} is not the folder of a run: it has {needed}")
         return folder
 
+    def refuse_a_study(self) -> None:
+        """Say which folders to take instead, if this one is that of a study: it has runs, and is none.
+
+        Raises:
+            UsageError: It is the folder of a study.
+        """
+        runs = self.path / "runs"
+        if self.scenario.is_file() and runs.is_dir():
+            raise UsageError(f"{self.path} is the folder of a study: take one of its runs, in {runs}")
+
     @property
     def name(self) -> str:
         """The run's id."""

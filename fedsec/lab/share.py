@@ -285,7 +285,8 @@ def plan_of(model: keras.Model | Path | str) -> tuple[Plan, Weights]:
 
     Raises:
         UnsupportedModelError: A layer or a range cannot be served.
-        UsageError: A file is missing or is no model, or it is the run of a model that nobody has.
+        UsageError: A file is missing or is no model, or it is the run of a model that nobody has,
+            or a study.
     """
     if isinstance(model, Path | str) and Path(model).is_dir():
         folder = RunFolder.open(model)
@@ -294,6 +295,7 @@ def plan_of(model: keras.Model | Path | str) -> tuple[Plan, Weights]:
                 f'{model} is a run with reveal_to = "nobody": its parameters are only at the parties'
             )
         if not folder.plan.is_file():
+            folder.refuse_a_study()
             raise UsageError(f"{model} has no {folder.plan.name}: its training did not finish")
         plan = Plan.load(folder.plan)
         return plan, load_weights(folder.weights, plan)

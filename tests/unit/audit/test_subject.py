@@ -63,6 +63,13 @@ def test_what_an_audit_needs_is_named(copy: RunFolder, mnist: Mnist, missing: st
         Subject.of(copy, mnist)
 
 
+def test_of_a_study_one_of_its_runs_is_asked_for(copy: RunFolder, mnist: Mnist) -> None:
+    copy.model.unlink()
+    (copy.path / "runs").mkdir()
+    with pytest.raises(UsageError, match=f"folder of a study: take one of its runs, in {copy.path}/runs"):
+        Subject.of(copy, mnist)
+
+
 @pytest.mark.parametrize("text", [None, "{", '{"privacy": [{}]}', '{"whole_hospital": []}', "[]"])
 def test_a_damaged_summary_is_refused(copy: RunFolder, mnist: Mnist, text: str | None) -> None:
     if text is None:

@@ -4,6 +4,7 @@ import pytest
 
 from fedsec.errors import StateError, UsageError
 from fedsec.lab.rundir import RunFolder
+from fedsec.lab.share import plan_of
 
 
 def test_a_new_run_is_for_its_owner_only(tmp_path: Path) -> None:
@@ -40,6 +41,16 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         RunFolder.open(tmp_path / "missing")
     with pytest.raises(UsageError, match=r"neither scenario\.toml nor plan\.json"):
         RunFolder.open(tmp_path)
+
+
+def test_a_study_is_not_served_as_a_run(tmp_path: Path) -> None:
+    study = RunFolder.create(tmp_path, "study")
+    study.scenario.write_text("")
+    with pytest.raises(UsageError, match="its training did not finish"):
+        plan_of(study.path)
+    RunFolder.create(study.path / "runs", "one")
+    with pytest.raises(UsageError, match=f"folder of a study: take one of its runs, in {study.path}/runs"):
+        plan_of(study.path)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
