@@ -82,7 +82,8 @@ def _apply(
             | MaxPool2D()
             | ReduceMax()
             | PiecewiseLinear()
-            | (TopK() | RandomisedResponse())
+            | TopK()
+            | RandomisedResponse()
         ):
             return _compare(step, inputs[0], given[0])
         case _:
