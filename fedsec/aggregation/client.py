@@ -365,6 +365,13 @@ class HospitalClient:
 
 
 def _report(announcement: Announcement, report: ClipReport) -> None:
-    if report.clipped:
+    if report.clipped and announcement.encoding.noise is not None:
+        # No warning: the norm is meant to be shorter than many updates.
+        text = (
+            "%s: the update was longer than the L2 norm of the round, or had values that are not finite; it"
+            " was brought into it"
+        )
+        _log.info(text, announcement.id)
+    elif report.clipped:
         text = "%s: %d of %d values were out of the announced ranges and were brought into them"
         _log.warning(text, announcement.id, report.clipped, report.total)

@@ -23,7 +23,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class ClipReport:
-    """How many of a contribution's values were out of their ranges; ``total`` is 0 where none may be."""
+    """How many of a contribution's values were out of their ranges; ``total`` is 0 where none may be.
+
+    An update that is too long for a round with noise counts as a whole: every value of it was scaled down.
+    """
 
     clipped: int
     total: int
@@ -37,7 +40,8 @@ class UpdateWords:
     Args:
         layout: The layout of the round.
         update: One array a spec, same shapes, every value finite and within the spec's clip.
-        num_examples: The number of examples, 1 to the largest weight of the plan.
+        num_examples: The number of examples, 1 to the largest weight of the plan; with ``saturate`` in a
+            round with noise it is not looked at.
         metrics: Exactly the metrics of the layout, each within its range.
         base: What training began with, one array a spec; the update is then ``update - base``, in float64.
         saturate: Bring finite values that are out of their ranges to their ends instead of refusing them,
@@ -78,6 +82,9 @@ class UpdateWords:
             for index, (spec, array) in enumerate(zip(layout.arrays, update, strict=True))
         ]
         changed = 0
+        if saturate and layout.encoding.noise is not None:
+            # All weights are equal, so the count goes nowhere: a refusal of 0 would tell it without noise.
+            num_examples = 1
         if saturate:
             num_examples, metrics, changed = _saturated(layout, num_examples, metrics)
         self._weight = layout.encoding.weight_of(num_examples)
@@ -136,9 +143,8 @@ class UpdateWords:
         for array, base in self._pairs:
             for piece in self._differences(array, base):
                 self._norm.measure(piece)
+        self._norm.check_measured()
         if self._norm.factor < 1:
-            if not self._saturate:
-                raise RangeError("the update is longer than the L2 norm of this round; nothing was sent")
             self.report = ClipReport(self._layout.update_words, self.report.total)
         elif self._norm.not_finite:
             self.report = ClipReport(self._norm.not_finite, self.report.total)

@@ -119,7 +119,7 @@ class Result:
 
     Attributes:
         trained: The trained arrays; empty after an evaluation.
-        num_examples: The weight.
+        num_examples: The weight; 1 in a round with noise, whatever the app says.
         metrics: The announced metrics.
     """
 
@@ -139,7 +139,9 @@ class Result:
                 f"the app answered with Flower's error code {reply.error.code}; nothing was sent"
             )
         values: Mapping[str, object] = _only(reply.content.metric_records, "MetricRecord")
-        num_examples = values.get(order.weighted_by)
+        # With noise no weight counts, and staying away for one would tell something without any noise.
+        noisy = announcement.encoding.noise is not None
+        num_examples = 1 if noisy else values.get(order.weighted_by)
         if isinstance(num_examples, bool) or not isinstance(num_examples, int):
             raise InputError(f"expected the metric '{order.weighted_by}' as an integer; nothing was sent")
         trained = []

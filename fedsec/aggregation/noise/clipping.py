@@ -22,7 +22,7 @@ class NormClip:
     Args:
         noise: The noise of the round.
         words: Words of the update.
-        lenient: Count what is not finite as 0 instead of refusing it.
+        lenient: Count what is not finite as 0, and scale down what is too long, instead of refusing it.
 
     Attributes:
         not_finite: How many such values were measured.
@@ -52,6 +52,18 @@ class NormClip:
         """What the update is multiplied by, once all pieces are measured; 1 when it is short enough."""
         norm = math.sqrt(self._squares)
         return 1.0 if norm <= self._noise.l2_clip * _BELOW else self._noise.l2_clip * _BELOW / norm
+
+    def check_measured(self) -> None:
+        """Check the length of the whole update, once all pieces are measured.
+
+        Raises:
+            RangeError: It is too long, and the clip is not lenient. Nothing was sent.
+        """
+        if self.factor < 1 and not self._lenient:
+            raise RangeError(
+                f"the update's L2 norm is above this round's {self._noise.l2_clip:g}, or within a part in a"
+                " billion of it: scale it down further, or submit with saturate=True; nothing was sent"
+            )
 
     def make_finite(self, piece: npt.NDArray[np.float64]) -> None:
         """Replace what is not finite in a piece of the measured update by 0; in place."""

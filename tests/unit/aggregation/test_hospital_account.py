@@ -188,6 +188,22 @@ def test_what_a_round_costs_is_said_and_loudly_when_its_noise_is_next_to_nothing
         assert float(text.split("epsilon ")[1].split()[0]) == pytest.approx(epsilon_of_rounds(1), abs=2e-3)
 
 
+@pytest.mark.parametrize("value", [0.02, 0.2, np.nan])
+def test_an_update_that_was_scaled_down_is_no_warning(pinning, caplog, value):
+    """A hundred values of 0.2 are an update of length 2, and the clip is 1."""
+    world = pinning()
+    announcement = announced(world)
+    world.open(announcement)
+    with caplog.at_level(logging.INFO, "fedsec.aggregation.client"):
+        accepted = accept(world, announcement)
+        world.client(world.hospitals[0]).submit(accepted, [np.full(100, value)], 0, {}, saturate=True)
+    said = [
+        (level, text) for name, level, text in caplog.record_tuples if name == "fedsec.aggregation.client"
+    ]
+    assert [level for level, _ in said] == ([] if value == 0.02 else [logging.INFO])
+    assert all("longer than the L2 norm of the round, or had values that are not" in text for _, text in said)
+
+
 def test_a_hospital_that_pins_nothing_keeps_account_all_the_same(pinning):
     world = pinning()
     announcement = announced(world)

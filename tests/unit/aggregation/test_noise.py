@@ -362,8 +362,19 @@ def test_an_update_within_the_norm_goes_out_as_it_is():
 
 
 def test_what_is_too_long_is_refused_unless_it_may_be_scaled():
-    with pytest.raises(RangeError, match="longer than the L2 norm"):
-        encode_update(layout(), updates(1, length=1.001 * CLIP), 1, {})
+    for length in (1.001, 1.0):
+        with pytest.raises(RangeError, match=r"above this round's 2, or .* submit with saturate=True"):
+            encode_update(layout(words=4), [np.array([length * CLIP, 0.0, 0.0, 0.0])], 1, {})
+    encode_update(layout(words=4), [np.array([(1 - 1e-9) * CLIP, 0.0, 0.0, 0.0])], 1, {})
+
+
+@pytest.mark.parametrize("count", [0, -1, 10**9, 0.0, None])
+def test_no_number_of_examples_keeps_a_hospital_out(count):
+    """All weights are equal: a refusal would tell the count, which no noise is on."""
+    one = layout(words=4)
+    words = np.empty(one.payload_words, np.uint32)
+    list(UpdateWords(one, [np.array([0.0, 0.5, 0.0, 0.0])], count, {}, saturate=True).fill(words))
+    assert words.tolist() == [0, 2048, 0, 0, 1]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

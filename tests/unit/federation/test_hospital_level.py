@@ -133,13 +133,17 @@ def test_a_run_stops_before_its_target_is_exceeded_and_says_so(
 def test_a_hospital_whose_training_fails_has_paid_and_one_without_numbers_is_in_the_sum(
     private_site: Site, mod: SecureAggregationMod
 ) -> None:
-    """The server sees the failure and no noise covers it; what is not finite it does not see."""
+    """The server sees the failure, without any noise; not what is not finite, nor a count of records."""
 
     def change(index: int, arrays: dict[str, np.ndarray], metrics: dict[str, float]) -> None:
         if index == 1:
             raise ValueError("a record that the training code cannot take")
         if index == 2:
             next(iter(arrays.values()))[...] = np.nan
+        if index == 3:
+            metrics["num-examples"] = 0
+        if index == 4:
+            del metrics["num-examples"]
 
     paid = [len(spent(private_site, index)) for index in range(HOSPITALS)]
     done = train(private_site, mod, average(), plan(target_epsilon=50.0), rounds=1, change=change)
