@@ -199,15 +199,23 @@ def _recorded(sums: Mapping[str, SkellamSum], label: str, one: SkellamSum) -> bo
 
 def _spent(database: sqlite3.Connection) -> tuple[SampledGaussian, ...]:
     query = "SELECT noise_multiplier, sampling_rate, steps FROM spent ORDER BY place"
-    return tuple(SampledGaussian(*row) for row in database.execute(query))
+    with _sound("the account of what training on these records has cost"):
+        return tuple(SampledGaussian(*row) for row in database.execute(query))
 
 
 def _sums(database: sqlite3.Connection) -> dict[str, SkellamSum]:
     query = "SELECT label, l2_sensitivity, l1_sensitivity, variance, rounds FROM sums ORDER BY place"
-    try:
+    with _sound("the account of what this hospital has contributed to"):
         return {label: SkellamSum(*row) for label, *row in database.execute(query)}
-    except UsageError as error:
-        raise StateError("the account of what this hospital has contributed to is damaged") from error
+
+
+@contextlib.contextmanager
+def _sound(account: str) -> Iterator[None]:
+    """Turn the refusal of a recorded row into a damaged account, which nothing is charged to."""
+    try:
+        yield
+    except (UsageError, TypeError) as error:  # a number out of its range, or no number
+        raise StateError(f"{account} is damaged") from error
 
 
 @contextlib.contextmanager

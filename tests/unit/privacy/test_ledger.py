@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import stat
 import threading
@@ -79,3 +80,14 @@ def test_a_ledger_that_cannot_be_written_stops_the_training(tmp_path: Path) -> N
     for folder in (tmp_path, tmp_path / "file"):
         with pytest.raises(StateError, match="nothing was trained"):
             DurableLedger(folder).charge(lambda _: ONE)
+
+
+@pytest.mark.parametrize("entry", [(1.25, 2.0, 7), (1.25, 0.5, -1), ("much", 0.5, 7)])
+def test_a_damaged_entry_stops_the_training(tmp_path: Path, entry: tuple[object, ...]) -> None:
+    ledger = DurableLedger(tmp_path)
+    ledger.charge(lambda _: ONE)
+    with contextlib.closing(sqlite3.connect(tmp_path / "privacy.sqlite")) as database, database:
+        database.execute("UPDATE spent SET noise_multiplier = ?, sampling_rate = ?, steps = ?", entry)
+    for attempt in (ledger.spent, lambda: ledger.charge(lambda _: ONE)):
+        with pytest.raises(StateError, match="is damaged"):
+            attempt()
