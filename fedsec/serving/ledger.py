@@ -82,7 +82,8 @@ class Ledger:
                 return
         raise StateError(
             f"the ledger {self.path} is damaged or of version {version}, not {_VERSION}: the party serves "
-            "nothing with it, since quotas would be forgotten; restore it, or put it aside to count anew"
+            "nothing with it, since quotas and spent epsilon would be forgotten; restore it, or "
+            "put it aside and both begin at zero"
         )
 
     def _stretch_log(self) -> None:
