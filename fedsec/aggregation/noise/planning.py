@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedsec.aggregation.noise.terms import LARGEST_PART, MOST_INFLATION, Noise
 from fedsec.errors import RangeError, UsageError
-from fedsec.privacy.skellam_accounting import SkellamSum, variance_for
+from fedsec.privacy.skellam_accounting import SkellamSum, rounded_l2, variance_for
 
 _INFLATION = 2.0**-10
 """By how much rounding lengthens an update where noise and ring leave room for as fine a scale."""
@@ -98,7 +98,7 @@ def sum_of(noise: Noise, words: int) -> SkellamSum:
 
 
 def _variance(wanted: HospitalLevel, clip_words: int, words: int, rounds: int) -> float:
-    length = clip_words + math.sqrt(words) / 2
+    length = rounded_l2(clip_words, words)
     if wanted.noise_multiplier is not None:
         return (wanted.noise_multiplier * length) ** 2
     one = SkellamSum.of(length, words, 1.0)

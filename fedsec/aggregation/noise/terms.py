@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fedsec.errors import RangeError
+from fedsec.privacy.skellam_accounting import rounded_l2
 
 if TYPE_CHECKING:
     from fedsec.aggregation.announcement import Announcement
@@ -63,7 +64,7 @@ class Noise(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
     def l2_sensitivity(self, words: int) -> float:
         """Return by how much one hospital changes the sum of ``words`` rounded words, as an L2 norm."""
-        return self.clip_words + math.sqrt(words) / 2
+        return rounded_l2(self.clip_words, words)
 
     def multiplier(self, words: int) -> float:
         """Return the guaranteed standard deviation in units of :meth:`l2_sensitivity`."""
