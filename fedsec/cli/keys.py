@@ -30,8 +30,16 @@ _WHOLE_HOSPITAL = (
         "all that rounds may tell about the whole hospital from now on, 0 for no limit",
     ),
     ("hospital_delta", float, "at which that epsilon holds"),
-    ("hospital_noise_multiplier", float, "the weakest noise of a round; none without noise then, 0 for any"),
-    ("hospital_colluding", int, "aggregators noise must allow to collude, 0 for all but one; others refused"),
+    (
+        "hospital_noise_multiplier",
+        float,
+        "the weakest noise of a round; rounds without noise are refused then, 0 for any",
+    ),
+    (
+        "hospital_colluding",
+        int,
+        "fewest aggregators that noise must allow to collude; 0: all but one where one of these is pinned",
+    ),
 )
 
 
