@@ -52,7 +52,7 @@ class HospitalAccount:
 
         Args:
             announcement: The round.
-            submitted: Whether it was paid for before: a retry of an upload costs nothing.
+            submitted: Whether an upload to it is recorded: a retry of it costs nothing.
 
         Raises:
             TrustError: It has no noise, or too little, or would cost more than is left. Nothing was sent.

@@ -42,7 +42,7 @@ def evaluate_privately(
         images: Shape [N, *input shape], N at least 1.
         labels: Shape [N], classes as integers.
         privacy: What the hospital asks for; the noise is meant for as many evaluations as rounds.
-        ledger: Holds what evaluations have spent; this one is recorded in it before it begins.
+        ledger: Holds what evaluations have spent; this one is recorded in it before anything of it is told.
 
     Raises:
         UsageError: Another evaluation would exceed the target.
