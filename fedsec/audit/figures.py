@@ -52,7 +52,10 @@ def _panels(found: Mapping[str, Any]) -> list[Callable[[Axes], None]]:
         "model_inversion": [_answers],
     }
     shown: list[Callable[[Axes], None]] = [
-        partial(draw, runs=runs) for part, draws in of_runs.items() if part in runs[0] for draw in draws
+        partial(draw, runs=runs)
+        for part, draws in of_runs.items()
+        if any(part in run and "refused" not in run[part] for run in runs)
+        for draw in draws
     ]
     of_all: Mapping[str, Callable[..., None]] = {
         "inversion": _updates,

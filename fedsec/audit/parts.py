@@ -108,6 +108,7 @@ def _model_inversion(audited: Audited) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     drawn: list[tuple[str, npt.NDArray[np.float64]]] = []
     labels: list[int] = []
+    first = audited.subjects[0]
     for subject in audited.one_by_one():
         try:
             ask = stand_in(subject.model, subject.scenario.serving.fraction_bits)
@@ -116,14 +117,15 @@ def _model_inversion(audited: Audited) -> list[dict[str, Any]]:
             found.append({"refused": str(error)})
             continue
         found.append({name: asdict(inverted) for name, (inverted, _) in results.items()})
-        drawn += [
-            (f"{name}, {run_privacy(subject.described())}", pictures)
-            for name, (_, pictures) in results.items()
-        ]
-        labels = [one.label for one in results["labels"][0].classes]
+        own = [one.label for one in results["labels"][0].classes]
+        if not drawn:
+            first, labels = subject, own
+        # A column is a class: a run with other classes has its numbers only.
+        if own == labels:
+            title = run_privacy(subject.described())
+            drawn += [(f"{name}, {title}", pictures) for name, (_, pictures) in results.items()]
     if drawn:
-        members = audited.subjects[0].members()
-        draw_model_inversion(members, labels, drawn, audited.folder.model_inversion_figure)
+        draw_model_inversion(first.members(), labels, drawn, audited.folder.model_inversion_figure)
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedsec.audit.figures import run_privacy, run_title
@@ -121,17 +122,23 @@ def _fairness(runs: _Runs) -> Table:
 
 
 def _model_inversion(runs: _Runs) -> Table | str:
-    found = [run["model_inversion"] for run in runs]
-    if refused := [one["refused"] for one in found if "refused" in one]:
-        return f"no answers were turned into pictures: {refused[0]}"
-    first = found[0]["labels"]
+    attacked = [run for run in runs if "refused" not in run["model_inversion"]]
+    if not attacked:
+        return f"no answers were turned into pictures: {escape(runs[0]['model_inversion']['refused'])}"
+    refused = "".join(
+        f". Not attacked: {run_title(run)}: {escape(run['model_inversion']['refused'])}"
+        for run in runs
+        if run not in attacked
+    )
+    found = [run["model_inversion"] for run in attacked]
+    classes = " or ".join(str(count) for count in sorted({len(one["labels"]["classes"]) for one in found}))
     table = _table(
         "Model inversion: from answers back to pictures of a class",
-        runs,
-        caption=f"{first['starts']} pictures of each of {len(first['classes'])} classes; correlations,"
+        attacked,
+        caption=f"{found[0]['labels']['starts']} pictures of each of {classes} classes; correlations,"
         " medians over classes; the attacker knows images of the other classes. The parties' plan answers,"
         " on real numbers, rounded as users get it. Pictures: model-inversion.png; in brackets 95 %"
-        " intervals",
+        f" intervals{refused}",
     )
     for attack in found[0]:
         table.add_section()

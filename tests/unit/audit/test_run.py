@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from fedsec.audit import parts, run
@@ -18,7 +21,7 @@ from fedsec.audit.model_inversion import ClassInverted, Inverted
 from fedsec.audit.one_run import LowerBound
 from fedsec.audit.report import print_audit
 from fedsec.cli.main import main
-from fedsec.errors import UnsupportedModelError
+from fedsec.errors import UnsupportedModelError, UsageError
 from fedsec.lab.rundir import RunFolder
 from fedsec.learning.data import Mnist
 from fedsec.privacy.accounting import SampledGaussian, epsilon_of
@@ -86,19 +89,29 @@ def test_updates_canaries_and_the_mechanism(
         assert text in shown
 
 
+def private_copy(folder: RunFolder, tmp_path: Path) -> Path:
+    private = Path(shutil.copytree(folder.path, tmp_path / "private"))
+    (private / "summary.json").write_text(json.dumps({"privacy": [{"epsilon": 2.0}]}))
+    return private
+
+
+def inverted(labels: Iterable[int]) -> tuple[Inverted, npt.NDArray[np.float64]]:
+    spread = Spread(0.9, 0.8, 0.95)
+    rows = tuple(ClassInverted(label, spread, spread, spread) for label in labels)
+    found = Inverted(spread, spread, spread, spread, spread, Rate(0.5, 0.4, 0.6), 1234.5, 6, rows)
+    return found, np.zeros((len(rows), 28, 28, 1))
+
+
 def test_model_inversion_of_two_runs(
     folder: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    private = Path(shutil.copytree(folder.path, tmp_path / "private"))
-    (private / "summary.json").write_text(json.dumps({"privacy": [{"epsilon": 2.0}]}))
-    spread, asked = Spread(0.9, 0.8, 0.95), []
+    private = private_copy(folder, tmp_path)
+    asked = []
 
     def invert_classes(ask, attack, members, others):
         asked.append((attack, ask(members.images[:2], "label").shape))
-        rows = tuple(ClassInverted(label, spread, spread, spread) for label in range(10))
-        found = Inverted(spread, spread, spread, spread, spread, Rate(0.5, 0.4, 0.6), 1234.5, 6, rows)
-        return found, np.zeros((10, 28, 28, 1))
+        return inverted(range(10))
 
     monkeypatch.setattr(parts, "invert_classes", invert_classes)
     into = tmp_path / "study"
@@ -117,6 +130,49 @@ def test_model_inversion_of_two_runs(
     assert "1,234" in shown
 
 
+def answering(*answers: Iterable[int] | str) -> Callable[..., object]:
+    """Stand for an attack on runs one after the other: with such classes, or refused with such a text."""
+    asked = itertools.chain.from_iterable(([one] if isinstance(one, str) else [one] * 2) for one in answers)
+
+    def invert_classes(*_: object) -> object:
+        answer = next(asked)
+        if isinstance(answer, str):
+            raise UsageError(answer)
+        return inverted(answer)
+
+    return invert_classes
+
+
+def test_a_run_that_is_refused_leaves_the_others_in_the_table(
+    folder: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(parts, "invert_classes", answering("too few images [of 3]", range(10)))
+    found = run.audit_run(
+        folder.path, private_copy(folder, tmp_path), parts=["model_inversion"], into=tmp_path
+    )
+    print_audit(found)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "0.90 (0.80 to 0.95)" in shown
+    assert "Not attacked: by-heart, no noise: too few images [of 3]" in shown
+    assert (tmp_path / "audit.png").is_file()
+
+
+def test_runs_with_other_classes_than_the_first_are_not_drawn(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "invert_classes", answering(range(10), range(9)))
+    drawn = []
+    monkeypatch.setattr(parts, "draw_model_inversion", lambda *arguments: drawn.append(arguments[1:3]))
+    found = run.audit_run(
+        folder.path, private_copy(folder, tmp_path), parts=["model_inversion"], into=tmp_path
+    )
+    ((labels, pictures),) = drawn
+    assert labels == list(range(10))
+    assert [title for title, _ in pictures] == ["probabilities, no noise", "labels, no noise"]
+    assert [len(one["model_inversion"]["labels"]["classes"]) for one in found["runs"]] == [10, 9]
+
+
 def test_a_model_of_few_classes_or_layers_that_cannot_be_served_is_no_reason_to_stop(
     folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +182,10 @@ def test_a_model_of_few_classes_or_layers_that_cannot_be_served_is_no_reason_to_
         raise UnsupportedModelError("a layer that nobody knows")
 
     monkeypatch.setattr(parts, "stand_in", refuse)
+    folder.audit_figure.unlink(missing_ok=True)
     assert main(["audit", str(folder.path), "--only", "model_inversion"]) == 0
+    # There is nothing to draw, and an empty panel would look like a result.
+    assert not folder.audit_figure.exists()
     assert "no answers were turned into pictures: a layer that nobody knows" in capsys.readouterr().out
 
 
