@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from fedsec.audit.inversion import Recovered
 from fedsec.audit.model_inversion import correlations
 from fedsec.audit.subject import Examples
+from fedsec.errors import StateError
 
 _DPI = 120
 _Grid = list[list[npt.NDArray[np.floating]]]
@@ -24,6 +25,9 @@ def draw_inversion(truths: npt.NDArray[np.float32], found: Sequence[Sequence[Rec
         truths: Shape [N, 28, 28, 1].
         found: For each image what came of the attacks.
         path: The PNG file to write.
+
+    Raises:
+        StateError: It cannot be written.
     """
     heads = ["the hospital's image", *(one.name for one in found[0])]
     figure = Figure(figsize=(1.9 * len(heads), 1.6 * len(truths) + 0.3), layout="constrained")
@@ -37,7 +41,7 @@ def draw_inversion(truths: npt.NDArray[np.float32], found: Sequence[Sequence[Rec
         axes.set_title(head, fontsize=8)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=_DPI)
+    _save(figure, path)
 
 
 def draw_model_inversion(
@@ -51,10 +55,13 @@ def draw_model_inversion(
     Below each picture is the training image of the class that is most like it.
 
     Args:
-        members: All that was trained on in the first run.
-        labels: The classes.
+        members: All that was trained on in the first run of ``drawn``.
+        labels: The classes, the same in all of ``drawn``.
         drawn: A title and the pictures of each class, shape [classes, 28, 28, 1], for each attack.
         path: The PNG file to write.
+
+    Raises:
+        StateError: It cannot be written.
     """
     own = [members.images[members.labels == label] for label in labels]
     titles, rows = ["mean of the\ntraining images"], [[images.mean(axis=0) for images in own]]
@@ -65,10 +72,10 @@ def draw_model_inversion(
             for picture, images in zip(pictures, own, strict=True)
         ]
         rows += [list(pictures), nearest]
-    _draw(rows, titles, path)
+    _save(_drawn(rows, titles), path)
 
 
-def _draw(rows: _Grid, titles: Sequence[str], path: Path) -> None:
+def _drawn(rows: _Grid, titles: Sequence[str]) -> Figure:
     figure = Figure(figsize=(0.9 * len(rows[0]) + 1.5, 0.95 * len(rows)), layout="constrained")
     for pictures, title, row in zip(
         rows, titles, figure.subplots(len(rows), len(rows[0]), squeeze=False), strict=True
@@ -78,4 +85,11 @@ def _draw(rows: _Grid, titles: Sequence[str], path: Path) -> None:
         for axes in row:
             axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(title, fontsize=7, rotation=0, ha="right", va="center")
-    figure.savefig(path, dpi=_DPI)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    try:
+        figure.savefig(path, dpi=_DPI)
+    except OSError as error:
+        raise StateError(f"cannot write into {path.parent}: {error.strerror}") from error

@@ -21,7 +21,7 @@ from fedsec.audit.model_inversion import ClassInverted, Inverted
 from fedsec.audit.one_run import LowerBound
 from fedsec.audit.report import print_audit
 from fedsec.cli.main import main
-from fedsec.errors import UnsupportedModelError, UsageError
+from fedsec.errors import StateError, UnsupportedModelError, UsageError
 from fedsec.lab.rundir import RunFolder
 from fedsec.learning.data import Mnist
 from fedsec.privacy.accounting import SampledGaussian, epsilon_of
@@ -171,6 +171,15 @@ def test_runs_with_other_classes_than_the_first_are_not_drawn(
     assert labels == list(range(10))
     assert [title for title, _ in pictures] == ["probabilities, no noise", "labels, no noise"]
     assert [len(one["model_inversion"]["labels"]["classes"]) for one in found["runs"]] == [10, 9]
+
+
+def test_a_picture_that_cannot_be_written_is_no_traceback(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "invert_classes", answering(range(10)))
+    (tmp_path / "model-inversion.png").mkdir()
+    with pytest.raises(StateError, match="cannot write into"):
+        run.audit_run(folder.path, parts=["model_inversion"], into=tmp_path)
 
 
 def test_a_model_of_few_classes_or_layers_that_cannot_be_served_is_no_reason_to_stop(
