@@ -71,8 +71,8 @@ def uniform_bytes(samples: npt.NDArray[np.uint8], blocks: int = 1) -> float:
     count, columns = samples.shape
     places = np.arange(columns) + columns * np.repeat(np.arange(blocks), count // blocks)[:, np.newaxis]
     cells = samples + BYTE_VALUES * places
-    seen = np.bincount(cells.ravel(), minlength=BYTE_VALUES * columns * blocks)
-    seen = seen.reshape(blocks, columns, BYTE_VALUES)
+    counts = np.bincount(cells.ravel(), minlength=BYTE_VALUES * columns * blocks)
+    seen = counts.reshape(blocks, columns, BYTE_VALUES)
 
     looks = Looks()
     over_all = float(np.max(_pearson(seen.sum(axis=0))))
